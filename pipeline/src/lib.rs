@@ -1,0 +1,1 @@
+//! Raw data in, shards out; shards in, batches of view pairs out.

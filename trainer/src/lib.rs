@@ -1,0 +1,1 @@
+//! Batches in, numbers out: models, optimisation, checkpoints and metrics on candle.

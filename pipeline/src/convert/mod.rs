@@ -1,0 +1,11 @@
+mod classes;
+mod error;
+mod folder;
+mod imagenet;
+mod kinetics;
+mod options;
+mod part;
+mod progress;
+mod source;
+mod tar_index;
+mod tree;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file or folder of the source could not be read.
-    #[error("cannot read {}", path.display())]
+    #[error("reading {}: {source}", path.display())]
     Read {
         /// The file or folder.
         path: PathBuf,
@@ -160,15 +160,9 @@ pub enum Error {
         /// What was expected.
         expected: &'static str,
     },
-    /// The destination could not be written or read.
-    #[error("destination {dst}")]
-    Destination {
-        /// Path of the file or of the whole destination.
-        dst: String,
-        /// What the store said.
-        #[source]
-        source: shards::Error,
-    },
+    /// The destination could not be written or read; the message names the file.
+    #[error(transparent)]
+    Destination(#[from] shards::Error),
     /// A program error that a caller can do nothing about.
     #[error("internal error: {0}")]
     Internal(String),

@@ -7,7 +7,7 @@ use shards::{ClipRow, FrameRow};
 use super::error::{Error, Result};
 use super::image_item::reduced;
 use super::options::KineticsOptions;
-use super::outcome::{Outcome, pixels};
+use super::outcome::{Outcome, Scratch, pixels};
 use super::source::{Item, Listing, Place};
 use crate::codec::video::VideoReader;
 use crate::stop::Stop;
@@ -18,7 +18,7 @@ use crate::stop::Stop;
 ///
 /// # Errors
 /// Only what is not the clip's fault; [`Error::Stopped`] soon after a stop is asked for.
-pub(crate) fn convert_clip(listing: &Listing, item: &Item, options: &KineticsOptions, stop: &Stop) -> Result<Outcome> {
+pub(crate) fn convert_clip(listing: &Listing, item: &Item, options: &KineticsOptions, scratch: &mut Scratch, stop: &Stop) -> Result<Outcome> {
     let path = match &item.place {
         Place::Absent(path) => {
             return Ok(Outcome::skip(item, "no such file", format!("no such file: {}", path.display())));
@@ -41,29 +41,31 @@ pub(crate) fn convert_clip(listing: &Listing, item: &Item, options: &KineticsOpt
     };
     let mut frames = Vec::new();
     let mut fault = None;
-    for (number, frame) in (0_u64..).zip(reader.by_ref()) {
+    for number in 0.. {
         if stop.requested() {
             return Err(Error::Stopped { done: 0, planned: 0 });
         }
         if options.frame_range.is_past(number) {
             break;
         }
-        let frame = match frame {
-            Ok(frame) => frame,
+        let is_wanted = number
+            .checked_sub(options.frame_range.start)
+            .is_some_and(|since_start| since_start % u64::from(options.frame_stride) == 0);
+        let read = if is_wanted { reader.read_into(&mut scratch.image) } else { reader.skip_frame() };
+        let time_us = match read {
+            Ok(Some(time_us)) => time_us,
+            Ok(None) => break,
             Err(error) => {
                 fault = Some(error);
                 break;
             }
         };
-        let is_wanted = number
-            .checked_sub(options.frame_range.start)
-            .is_some_and(|since_start| since_start % u64::from(options.frame_stride) == 0);
         if !is_wanted {
             continue;
         }
-        match reduced(&frame.image, options.short_side.unwrap_or(u32::MAX), options.quality)? {
+        match reduced(&scratch.image, options.short_side.unwrap_or(u32::MAX), options.quality)? {
             Ok((bytes, width, height)) => frames.push(FrameRow {
-                time_us: frame.time_us,
+                time_us,
                 bytes: bytes.into(),
                 width: pixels(width),
                 height: pixels(height),

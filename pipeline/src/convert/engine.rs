@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use shards::{ShardSpec, ShardWriter, shard_name};
+use shards::{ShardSpec, ShardWriter};
 
 use super::error::{Error, Result};
 use super::in_order::InOrder;
@@ -12,7 +12,8 @@ use super::outcome::{Outcome, Scratch};
 use super::progress::{Progress, ProgressEvent};
 use super::report::{Damaged, Skipped, first_few};
 use super::source::{Item, Listing};
-use super::work::{Record, Work};
+use super::plan::Plan;
+use super::work::{Record, Work, shard_file};
 use crate::stop::Stop;
 
 /// Results that wait for an earlier one hold at most this, in bytes.
@@ -29,8 +30,7 @@ pub(crate) struct Job<'a> {
     pub listing: &'a Listing,
     pub layout: &'a Layout,
     pub spec: &'a ShardSpec,
-    /// [`Plan::identity`](super::plan::Plan::identity).
-    pub plan: &'a str,
+    pub plan: &'a Plan,
     pub work: &'a Work,
     /// Numbers of the shards to make, ascending.
     pub shards: &'a [u64],
@@ -134,7 +134,7 @@ impl Writer<'_> {
     }
 
     fn shard(&mut self, shard: u64) -> Result<Record> {
-        let name = shard_name(&self.job.spec.split, shard, self.job.layout.n_shards());
+        let name = shard_file(self.job.plan, shard);
         let items = self.job.layout.shard(shard);
         let mut writer = ShardWriter::new(self.job.work.store.create(&name)?, self.job.spec)?;
         let (mut skipped, mut damaged, mut source_bytes) = (Vec::new(), Vec::new(), 0);
@@ -164,7 +164,7 @@ impl Writer<'_> {
         let (out, counts) = writer.finish()?;
         let written = out.commit()?;
         let record = Record {
-            plan: self.job.plan.to_owned(),
+            plan: self.job.plan.identity(),
             rows: counts.rows,
             samples: counts.samples,
             image_bytes: counts.image_bytes,

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use shards::{ClassName, FORMAT_VERSION, Kind, Manifest, ShardEntry, SplitManifest, shard_name};
+use shards::{ClassName, FORMAT_VERSION, Kind, Manifest, ShardEntry, SplitManifest};
 
 use super::error::{Error, Result};
 use super::plan::Plan;
 use super::report::{SplitReport, first_few};
-use super::work::{Record, Work};
+use super::work::{Record, Work, shard_file};
 
 /// Checks that every shard of every split that was begun in `dst` is there and writes `manifest.json`, last and
 /// atomically. Returns the report of each split, by name.
@@ -22,7 +22,9 @@ pub fn finish(dst: &str) -> Result<Vec<SplitReport>> {
     if plans.is_empty() {
         return Err(Error::NoPlan { dst: dst.to_owned() });
     }
-    finish_splits(&work, &plans)
+    let reports = finish_splits(&work, &plans)?;
+    work.remove_stale_notes()?;
+    Ok(reports)
 }
 
 /// The same for one split, and for those others that are complete.
@@ -31,7 +33,10 @@ pub(crate) fn finish_split(work: &Work, split: &str) -> Result<Vec<SplitReport>>
     let mut plans = work.plans()?;
     let mut complete = Vec::with_capacity(plans.len());
     for plan in &plans {
-        complete.push(plan.split == split || Shards::of(work, plan, manifest.as_ref())?.is_complete());
+        // One that was complete before has to be still: to drop it from the manifest would hide the loss.
+        let was_complete = manifest.as_ref().is_some_and(|manifest| manifest.splits.contains_key(&plan.split));
+        let is_complete = || Ok::<_, Error>(Shards::of(work, plan, manifest.as_ref())?.is_complete());
+        complete.push(plan.split == split || was_complete || is_complete()?);
     }
     let mut complete = complete.into_iter();
     plans.retain(|_| complete.next().unwrap_or(false));
@@ -47,7 +52,7 @@ fn finish_splits(work: &Work, plans: &[Plan]) -> Result<Vec<SplitReport>> {
         splits: BTreeMap::new(),
         class_names: merged_classes(plans)?,
         options: serde_json::Map::new(),
-        skipped: shards::SkippedCounts::default(),
+        skipped: shards::Skipped::default(),
     };
     let mut reports = Vec::new();
     for plan in plans {
@@ -76,7 +81,7 @@ fn finish_splits(work: &Work, plans: &[Plan]) -> Result<Vec<SplitReport>> {
     manifest.write(&work.store)?;
     for plan in plans {
         for shard in 0..plan.n_shards {
-            work.remove_record(&shard_name(&plan.split, shard, plan.n_shards))?;
+            work.remove_record(&shard_file(plan, shard))?;
         }
     }
     Ok(reports)
@@ -118,7 +123,7 @@ impl Shards {
             }
         }
         let identity = plan.identity();
-        let record = |shard| work.record(&shard_name(&plan.split, shard, plan.n_shards), &identity);
+        let record = |shard| work.record(&shard_file(plan, shard), &identity);
         Ok(Self::Records((0..plan.n_shards).map(record).collect::<Result<_>>()?))
     }
 
@@ -134,7 +139,7 @@ impl Shards {
             Self::InManifest { split, report } => return Ok((split, report)),
             Self::Records(records) => records,
         };
-        let name = |shard: usize| shard_name(&plan.split, shard as u64, plan.n_shards);
+        let name = |shard: usize| shard_file(plan, shard as u64);
         if let Some(first) = records.iter().position(Option::is_none) {
             return Err(Error::Unfinished {
                 dst: work.dst.clone(),

@@ -1,6 +1,5 @@
 //! What becomes of one item.
 
-use bytes::Bytes;
 use shards::{ClipRow, ImageRow};
 
 use super::error::Error;
@@ -61,7 +60,10 @@ pub(crate) fn fault(error: &CodecError) -> Option<&'static str> {
         CodecError::Unsupported { .. } => Some("unsupported"),
         CodecError::TooLarge { .. } => Some("too large"),
         CodecError::Encode { .. } => Some("cannot be encoded"),
-        CodecError::Library { .. } => None,
+        CodecError::NotAVideo { .. } => Some("not a video"),
+        CodecError::NoVideoStream { .. } => Some("no video stream"),
+        CodecError::TooManyFrames { .. } => Some("too long"),
+        CodecError::Io { .. } | CodecError::Library { .. } => None,
     }
 }
 
@@ -73,9 +75,4 @@ pub(crate) fn pixels(side: u32) -> i32 {
 /// Key and ending as one file name.
 pub(crate) fn file_name(item: &Item) -> String {
     format!("{}{}", item.key, item.extension)
-}
-
-/// Bytes without a copy.
-pub(crate) fn frozen(bytes: Vec<u8>) -> Bytes {
-    Bytes::from(bytes)
 }

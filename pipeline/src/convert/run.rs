@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use serde_json::{Map, Value};
-use shards::{Kind, ShardSpec, shard_name};
+use shards::{Kind, ShardSpec};
 
 use super::clip_item::convert_clip;
 use super::engine::{BadLimit, ConvertItem, Job, make_shards, measure};
@@ -18,7 +18,7 @@ use super::plan::{Plan, SourceDigest, Wanted};
 use super::progress::{Progress, ProgressEvent};
 use super::report::ConvertReport;
 use super::source::{Item, Listing};
-use super::work::{Record, Work};
+use super::work::{Record, Work, shard_file};
 use super::{imagenet as imagenet_source, kinetics as kinetics_source};
 use crate::stop::Stop;
 
@@ -90,7 +90,7 @@ pub fn kinetics(
     let start = Instant::now();
     say(progress, format!("listing {}", src.display()));
     let listing = kinetics_source::list(src, options)?;
-    let convert = |item: &Item, _: &mut _| convert_clip(&listing, item, options, stop);
+    let convert = |item: &Item, scratch: &mut _| convert_clip(&listing, item, options, scratch, stop);
     Run {
         kind: Kind::Clips,
         src,
@@ -136,16 +136,21 @@ impl Run<'_> {
             return self.already_finished(&work, &layout, start);
         }
 
+        if self.common.part.is_none() {
+            work.remove_stale_temps(&format!("{}-", plan.split))?;
+        }
         let identity = plan.identity();
         let mut kept: Vec<Record> = Vec::new();
         let mut missing: Vec<u64> = Vec::new();
         for shard in (0..plan.n_shards).filter(|&shard| part.has(shard)) {
-            let name = shard_name(&plan.split, shard, plan.n_shards);
+            let name = shard_file(&plan, shard);
             match work.record(&name, &identity)? {
                 Some(record) => kept.push(record),
                 None => {
-                    // Of this shard alone: another part may be writing its own right now.
-                    work.store.remove_stale_temps(&name)?;
+                    if self.common.part.is_some() {
+                        // Of this shard alone: another part may be writing its own right now.
+                        work.remove_stale_temps(&name)?;
+                    }
                     missing.push(shard);
                 }
             }
@@ -182,7 +187,7 @@ impl Run<'_> {
             listing: self.listing,
             layout: &layout,
             spec: &spec,
-            plan: &identity,
+            plan: &plan,
             work: &work,
             shards: &missing,
             shards_done: kept.len() as u64,
@@ -199,6 +204,7 @@ impl Run<'_> {
         let is_finished = self.common.part.is_none();
         if is_finished {
             finish_split(&work, &plan.split)?;
+            work.remove_stale_notes()?;
         }
         Ok(ConvertReport {
             split,
@@ -228,8 +234,11 @@ impl Run<'_> {
         if let Some(plan) = work.plan(split)? {
             return agreed(plan);
         }
-        if read_manifest(work)?.is_some_and(|manifest| manifest.splits.contains_key(split)) {
-            return Err(Error::SplitExists { dst: work.dst.clone(), split: split.clone() });
+        // A split without a plan was not made here; it could be neither kept nor replaced with a good conscience.
+        for split in read_manifest(work)?.into_iter().flat_map(|manifest| manifest.splits.into_keys()) {
+            if work.plan(&split)?.is_none() {
+                return Err(Error::SplitExists { dst: work.dst.clone(), split });
+            }
         }
         let draft = |bytes, n| Plan::new(self.kind, split, self.options.clone(), self.listing, bytes, n);
         check_other_splits(work, &draft(0, 0))?;

@@ -18,6 +18,12 @@ use super::report::{Damaged, Skipped, SplitReport};
 
 const FOLDER: &str = ".pairquet";
 
+/// File name of a shard of a plan.
+pub(crate) fn shard_file(plan: &Plan, shard: u64) -> String {
+    // Both are below 2^32: no plan has more shards than items.
+    shards::shard_name(&plan.split, shard as usize, plan.n_shards as usize)
+}
+
 /// `.pairquet/<shard>.json`: the shard is complete, and this is what it holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -61,7 +67,7 @@ impl Work {
     /// The plans of all splits, by name.
     pub fn plans(&self) -> Result<Vec<Plan>> {
         let mut plans = Vec::new();
-        for (path, _) in self.store.list(FOLDER)? {
+        for (path, _) in self.store.list(&format!("{FOLDER}/"))? {
             let name = path.rsplit('/').next().unwrap_or_default();
             if let Some(split) = name.strip_prefix("plan-").and_then(|name| name.strip_suffix(".json")) {
                 plans.extend(self.plan(split)?);
@@ -91,6 +97,20 @@ impl Work {
         if self.store.exists(&path)? {
             self.store.delete(&path)?;
         }
+        Ok(())
+    }
+
+    /// Removes what killed runs left half written of the whole split, or of one shard if others may be at work.
+    pub fn remove_stale_temps(&self, split_or_shard: &str) -> Result<()> {
+        self.store.remove_stale_temps(split_or_shard)?;
+        self.store.remove_stale_temps(&format!("{FOLDER}/{split_or_shard}"))?;
+        Ok(())
+    }
+
+    /// Removes what killed runs left half written of everything but shards: for when nobody else is at work.
+    pub fn remove_stale_notes(&self) -> Result<()> {
+        self.store.remove_stale_temps(&format!("{FOLDER}/"))?;
+        self.store.remove_stale_temps(shards::MANIFEST_NAME)?;
         Ok(())
     }
 

@@ -2,8 +2,10 @@
 //!
 //! A tour, in reading order:
 //!
+//! - `exchange`: checkpoints from and to other programs.
 //! - `error`: what can go wrong.
 
 pub mod error;
+pub mod exchange;
 
 pub use error::{Error, Result};

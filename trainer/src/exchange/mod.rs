@@ -1,0 +1,6 @@
+//! Checkpoints from and to other programs.
+
+mod names;
+mod pickle;
+mod pth;
+mod torch_file;

@@ -161,10 +161,10 @@ fn is_packed(tensors: &BTreeMap<String, &Tensor>, stack: &str, index: &str, part
 }
 
 /// A block's parameter cut into its stack, its number and the name in the block.
-fn split_block<'a>(
-    name: &'a str,
+fn split_block(
+    name: &str,
     prefix: impl Fn(&(&'static str, &'static str)) -> &'static str,
-) -> Option<((&'static str, &'static str), &'a str, &'a str)> {
+) -> Option<((&'static str, &'static str), &str, &str)> {
     STACKS.iter().find_map(|stack| {
         let (index, part) = name.strip_prefix(prefix(stack))?.split_once('.')?;
         (!index.is_empty() && index.bytes().all(|b| b.is_ascii_digit())).then_some((*stack, index, part))

@@ -488,7 +488,7 @@ impl Machine<'_> {
 }
 
 fn pairs(items: &[Id]) -> Result<Vec<(Id, Id)>, String> {
-    if items.len() % 2 != 0 {
+    if !items.len().is_multiple_of(2) {
         return Err(format!("{} keys and values, expected an even number", items.len()));
     }
     Ok(items.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect())

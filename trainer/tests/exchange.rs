@@ -1,5 +1,8 @@
 //! Checkpoints there and back: every method and format, bit by bit, and what must not be passed over.
 
+// The helpers of a test may fail as the test itself may.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -209,5 +212,68 @@ fn foreign_files_are_errors() {
         save(&tensors, &file);
         let message = import(&file, &heads()).unwrap_err().to_string();
         assert!(message.contains(name), "{message}");
+    }
+}
+
+#[test]
+fn a_configuration_in_the_file_is_not_believed() {
+    let root = tempfile::tempdir().unwrap();
+    let (dir, ..) = checkpoint(root.path(), ModelKind::Mae);
+    let dst = root.path().join("timm");
+    export(&dir, &dst, &ExportOptions { to: Target::Timm, probe: false }).unwrap();
+    let whole = std::fs::read(dst.join("model.safetensors")).unwrap();
+    let n = 8 + u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&whole[8..n]).unwrap();
+    let model: serde_json::Value =
+        serde_json::from_str(header["__metadata__"]["pairquet.model"].as_str().unwrap()).unwrap();
+    let file = root.path().join("x.safetensors");
+    let import_with = |key: &str, value: serde_json::Value| {
+        let (mut header, mut model) = (header.clone(), model.clone());
+        model[key] = value;
+        header["__metadata__"]["pairquet.model"] = model.to_string().into();
+        let header = header.to_string().into_bytes();
+        let bytes = [&(header.len() as u64).to_le_bytes(), header.as_slice(), &whole[n..]].concat();
+        std::fs::write(&file, bytes).unwrap();
+        import(&file, &ImportOptions::default())
+    };
+    assert!(import_with("depth", 2.into()).is_ok());
+    for (key, value) in [
+        ("depth", 9.into()),
+        ("depth", (-1).into()),
+        ("patch_size", 0.into()),
+        ("img_size", 64.into()),
+        ("num_heads", 0.into()),
+        ("decoder_num_heads", 0.into()),
+        ("decoder_embed_dim", u64::MAX.into()),
+        ("decoder_embed_dim", 65536.into()),
+        ("decoder_depth", u32::MAX.into()),
+        ("contrastive", serde_json::json!({"weight": "heavy"})),
+        ("another", 1.into()),
+    ] as [(&str, serde_json::Value); 11]
+    {
+        let text = value.to_string();
+        assert!(import_with(key, value).is_err(), "{key} = {text} was believed");
+    }
+    let replaced = import_with("mask_ratio", 9.75.into()).unwrap();
+    assert!(replaced.notes.iter().any(|note| note.contains("mask_ratio 9.75")), "{:?}", replaced.notes);
+}
+
+#[test]
+fn damaged_checkpoints_never_panic() {
+    let root = tempfile::tempdir().unwrap();
+    let (dir, ..) = checkpoint(root.path(), ModelKind::Siamese);
+    let dst = root.path().join("torch");
+    let report = export(&dir, &dst, &ExportOptions { to: Target::Torch, probe: false }).unwrap();
+    let file = root.path().join("x");
+    for exported in &report.files {
+        let whole = std::fs::read(dst.join(&exported.name)).unwrap();
+        // the pickle or the header is at the front, the zip's directory at the end
+        let places = (0..2000).step_by(31).chain((whole.len() - 2000..whole.len()).step_by(37));
+        for at in places {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 0x15;
+            std::fs::write(&file, &bytes).unwrap();
+            drop(import(&file, &heads()));
+        }
     }
 }

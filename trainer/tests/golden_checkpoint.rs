@@ -4,6 +4,9 @@
 //! `<name>.pth` is imported and compared bit by bit with `<name>.twin.safetensors`. A file that is neither fails the
 //! test. Absent folders are skipped aloud.
 
+// The helpers of a test may fail as the test itself may.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 

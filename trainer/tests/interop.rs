@@ -3,6 +3,9 @@
 //! Needs a Python with the packages of `tests/interop/requirements-torch.txt`, named by `PAIRQUET_INTEROP_PYTHON`;
 //! without it the test is skipped aloud.
 
+// The helpers of a test may fail as the test itself may.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::process::Command;

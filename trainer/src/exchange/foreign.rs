@@ -182,3 +182,17 @@ fn hints(pickle: &Pickle, id: Id) -> Hints {
     let decoder_num_heads = pickle.entry(id, "decoder_num_heads").and_then(|id| pickle.size(id));
     Hints { decoder_num_heads, mask_ratio, norm_pix_loss }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_namespace_is_read_and_not_made() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/odd.pth");
+        let foreign = Foreign::read(&path, Format::Auto, true).unwrap();
+        assert_eq!(foreign.hints, Hints { decoder_num_heads: Some(2), mask_ratio: None, norm_pix_loss: None });
+        assert_eq!(foreign.tensors.len(), 14);
+        assert!(foreign.moments.is_none() && foreign.epoch.is_none());
+    }
+}

@@ -11,6 +11,8 @@ use crate::models::{EncoderPreset, ModelConfig, ModelKind};
 /// Beyond these a file is damaged or hostile, and building the model would ask for absurd memory.
 const MAX_WIDTH: usize = 1 << 14;
 const MAX_GRID: usize = 1 << 8;
+/// Of the width's square times the depth, for a decoder that is made anew; MAE's is a thirtieth of it.
+const MAX_NEW_VALUES: usize = 1 << 26;
 
 /// Width of a head in the encoders and the decoders of the papers.
 const HEAD_WIDTH: usize = 64;
@@ -74,8 +76,8 @@ pub(super) fn infer(
     if let Some(base) = &base {
         let said = base.sizes();
         let (said, found) = (
-            [said.embed_dim, said.depth, said.patch_size, said.grid()],
-            [embed_dim, depth, patch_size, grid],
+            [said.embed_dim, said.depth, said.patch_size, said.img_size],
+            [embed_dim, depth, patch_size, grid * patch_size],
         );
         if said != found {
             return Err(Error::Config(format!("the file says its sizes are {said:?}, expected {found:?} by its tensors")));
@@ -90,8 +92,16 @@ pub(super) fn infer(
         let said = hints.decoder_num_heads.or(base.as_ref().and(Some(sizes.decoder_num_heads)));
         sizes.decoder_num_heads =
             heads("decoder_num_heads", width, DECODER_HEAD_WIDTH, told.decoder_num_heads, said, notes)?;
-    } else if let Some(decoder_num_heads) = told.decoder_num_heads {
-        sizes.decoder_num_heads = decoder_num_heads;
+    } else {
+        // the decoder is made anew, in the sizes that the method or the file's own configuration asks for
+        let values = sizes.decoder_embed_dim.checked_pow(2).and_then(|n| n.checked_mul(sizes.decoder_depth));
+        if sizes.decoder_embed_dim > MAX_WIDTH || values.is_none_or(|n| n > MAX_NEW_VALUES) {
+            return Err(Error::Config(format!(
+                "a new decoder of width {} and depth {} is asked for, expected a smaller one",
+                sizes.decoder_embed_dim, sizes.decoder_depth
+            )));
+        }
+        sizes.decoder_num_heads = told.decoder_num_heads.unwrap_or(sizes.decoder_num_heads);
     }
     if kind == ModelKind::MultiView {
         projector(tensors, embed_dim, &mut config)?;
@@ -218,7 +228,11 @@ fn nearest_preset(embed_dim: usize, depth: usize, patch_size: usize) -> EncoderP
 fn projector(tensors: &Tensors, embed_dim: usize, config: &mut ModelConfig) -> Result<()> {
     let contrastive = &mut config.contrastive;
     if !tensors.contains_key("projector.fc1.weight") {
-        return Ok(());
+        let (hidden, out) = (contrastive.projector_hidden_dim, contrastive.projector_dim);
+        return match hidden <= MAX_WIDTH && out <= MAX_WIDTH {
+            true => Ok(()),
+            false => Err(Error::Config(format!("a new projector of {hidden} and {out} is asked for, expected a smaller one"))),
+        };
     }
     let bounded = |n: &usize| (1..=MAX_WIDTH).contains(n);
     let [hidden, _] = dims(tensors, "projector.fc1.weight", |[h, d]| bounded(h) && *d == embed_dim)?;

@@ -37,6 +37,8 @@ impl<'a> From<&'a Rgb8Image> for RgbRef<'a> {
 #[derive(Debug, Default)]
 pub struct CropResizer {
     resizer: Resizer,
+    /// The crop resized in width alone.
+    half_done: Vec<u8>,
 }
 
 impl CropResizer {
@@ -84,8 +86,23 @@ impl CropResizer {
             .map_err(|_| wrong_crop())?;
         let mut target = TypedImage::<U8x3>::from_buffer(out_width, out_height, out)
             .map_err(|_| wrong_out(out_len))?;
+        let options = options(interpolation);
+        let both_sides = crop.width != out_width && crop.height != out_height;
+        if interpolation == Interpolation::Bilinear || !both_sides {
+            return self
+                .resizer
+                .resize_typed(&cropped, &mut target, &options)
+                .map_err(|_| wrong_crop());
+        }
+        // A bicubic overshoot is clipped between the passes, so their order shows (up to 11 levels). The library
+        // resizes the height first, Pillow the width: two calls with one pass each keep Pillow's order.
+        self.half_done.resize(out_width as usize * crop.height as usize * 3, 0);
+        let mut half_done =
+            TypedImage::<U8x3>::from_buffer(out_width, crop.height, &mut self.half_done)
+                .map_err(|_| wrong_crop())?;
         self.resizer
-            .resize_typed(&cropped, &mut target, &options(interpolation))
+            .resize_typed(&cropped, &mut half_done, &options)
+            .and_then(|()| self.resizer.resize_typed(&half_done, &mut target, &options))
             .map_err(|_| wrong_crop())
     }
 }

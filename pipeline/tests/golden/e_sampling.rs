@@ -21,7 +21,9 @@ const SEEDS: [u64; 2] = [20_240_317, 20_240_318];
 
 #[test]
 fn part_e() {
-    let Some(part) = Part::open("e_sampling") else { return };
+    let Some(part) = Part::open("e_sampling") else {
+        return;
+    };
     let mut n_cases = 0;
     for file in part.files() {
         n_cases += match string(&file["file"]) {
@@ -44,7 +46,8 @@ struct CropCase {
 
 impl CropCase {
     fn parse(name: &str, meaning: &str) -> CropCase {
-        Self::try_parse(name, meaning).unwrap_or_else(|| panic!("crop case {name:?} ({meaning}) is not understood"))
+        Self::try_parse(name, meaning)
+            .unwrap_or_else(|| panic!("crop case {name:?} ({meaning}) is not understood"))
     }
 
     fn try_parse(name: &str, meaning: &str) -> Option<CropCase> {
@@ -61,8 +64,16 @@ impl CropCase {
             "" => [3.0 / 4.0, 4.0 / 3.0],
             _ => parse_ratio(meaning)?,
         };
-        let sampler = CropSampler { sampler, area, aspect };
-        Some(CropCase { width: width.parse().ok()?, height: height.parse().ok()?, sampler })
+        let sampler = CropSampler {
+            sampler,
+            area,
+            aspect,
+        };
+        Some(CropCase {
+            width: width.parse().ok()?,
+            height: height.parse().ok()?,
+            sampler,
+        })
     }
 
     fn draw(&self, seed: u64) -> Vec<CropBox> {
@@ -111,11 +122,15 @@ fn crop_draws(part: &Part, file: &Value) -> usize {
             let ours = case.draw(seed);
             MEASURES.iter().find_map(|(measure, value)| {
                 let distance = ks_distance(column(&ours, value), column(&theirs, value));
-                (distance > ks_limit(ours.len(), theirs.len())).then(|| format!("{measure}: {distance}"))
+                (distance > ks_limit(ours.len(), theirs.len()))
+                    .then(|| format!("{measure}: {distance}"))
             })
         };
         let failures: Vec<_> = SEEDS.iter().map_while(|&seed| failing(seed)).collect();
-        assert!(failures.len() < SEEDS.len(), "{name}: Kolmogorov-Smirnov distance of {failures:?}");
+        assert!(
+            failures.len() < SEEDS.len(),
+            "{name}: Kolmogorov-Smirnov distance of {failures:?}"
+        );
     }
     cases.len()
 }
@@ -125,9 +140,11 @@ fn read_boxes(tensors: &SafeTensors<'_>, name: &str) -> Vec<CropBox> {
     let tensor = tensors.tensor(name).unwrap();
     assert_eq!(tensor.shape()[1], 4, "{name}: {:?}", tensor.shape());
     let values: Vec<u32> = match tensor.dtype() {
-        safetensors::Dtype::I16 => {
-            tensor.data().chunks_exact(2).map(|b| i16::from_le_bytes([b[0], b[1]]) as u32).collect()
-        }
+        safetensors::Dtype::I16 => tensor
+            .data()
+            .chunks_exact(2)
+            .map(|b| i16::from_le_bytes([b[0], b[1]]) as u32)
+            .collect(),
         safetensors::Dtype::I32 => tensor
             .data()
             .chunks_exact(4)
@@ -135,12 +152,20 @@ fn read_boxes(tensors: &SafeTensors<'_>, name: &str) -> Vec<CropBox> {
             .collect(),
         other => panic!("{name}: {other:?} is not understood"),
     };
-    let to_box = |v: &[u32]| CropBox { y: v[0], x: v[1], height: v[2], width: v[3] };
+    let to_box = |v: &[u32]| CropBox {
+        y: v[0],
+        x: v[1],
+        height: v[2],
+        width: v[3],
+    };
     values.chunks_exact(4).map(to_box).collect()
 }
 
 fn crop_statistics(stats: &Value) -> usize {
-    let levels: Vec<f64> = array(&stats["quantile_levels"]).iter().map(number).collect();
+    let levels: Vec<f64> = array(&stats["quantile_levels"])
+        .iter()
+        .map(number)
+        .collect();
     let cases = stats["cases"].as_object().unwrap();
     for (name, expected) in cases {
         let case = CropCase::parse(name, "");
@@ -159,7 +184,13 @@ fn crop_statistics(stats: &Value) -> usize {
 }
 
 /// Whether one statistic of a case may be of our distribution.
-fn agrees(case: &CropCase, boxes: &[CropBox], name: &str, expected: &Value, levels: &[f64]) -> bool {
+fn agrees(
+    case: &CropCase,
+    boxes: &[CropBox],
+    name: &str,
+    expected: &Value,
+    levels: &[f64],
+) -> bool {
     let (width, height) = (f64::from(case.width), f64::from(case.height));
     let [low, high] = case.sampler.aspect;
     let aspect = |b: &CropBox| f64::from(b.width) / f64::from(b.height);
@@ -168,8 +199,14 @@ fn agrees(case: &CropCase, boxes: &[CropBox], name: &str, expected: &Value, leve
         let m = number(&expected["n"]);
         let (mean, std) = mean_and_std(&sample);
         let n = sample.len();
-        same_mean(mean, std, n as f64, number(&expected["mean"]), number(&expected["std"]), m)
-            && quantile_distance(sample, m as usize, levels, &quantiles) <= ks_limit(n, m as usize)
+        same_mean(
+            mean,
+            std,
+            n as f64,
+            number(&expected["mean"]),
+            number(&expected["std"]),
+            m,
+        ) && quantile_distance(sample, m as usize, levels, &quantiles) <= ks_limit(n, m as usize)
     };
     let share = |holds: &dyn Fn(&CropBox) -> bool| {
         let count = boxes.iter().filter(|b| holds(b)).count() as f64;
@@ -178,15 +215,25 @@ fn agrees(case: &CropCase, boxes: &[CropBox], name: &str, expected: &Value, leve
     };
     // Where a crop as wide as the picture leaves no choice, its place says nothing.
     let place = |at: Measure, room: &dyn Fn(&CropBox) -> f64| {
-        boxes.iter().filter(|b| room(b) > 0.0).map(|b| at(b) / room(b)).collect::<Vec<_>>()
+        boxes
+            .iter()
+            .filter(|b| room(b) > 0.0)
+            .map(|b| at(b) / room(b))
+            .collect::<Vec<_>>()
     };
     match name {
-        "area_fraction" => {
-            spread(column(boxes, |b| f64::from(b.width) * f64::from(b.height) / (width * height)))
-        }
+        "area_fraction" => spread(column(boxes, |b| {
+            f64::from(b.width) * f64::from(b.height) / (width * height)
+        })),
         "aspect_w_over_h" => spread(column(boxes, aspect)),
         "left_fraction" | "top_fraction" if expected.get("mean").is_none_or(Value::is_null) => {
-            let free = |b: &&CropBox| if name == "left_fraction" { b.width < case.width } else { b.height < case.height };
+            let free = |b: &&CropBox| {
+                if name == "left_fraction" {
+                    b.width < case.width
+                } else {
+                    b.height < case.height
+                }
+            };
             boxes.iter().filter(free).count() == 0
         }
         "left_fraction" => spread(place(|b| f64::from(b.x), &|b| width - f64::from(b.width))),
@@ -194,31 +241,57 @@ fn agrees(case: &CropCase, boxes: &[CropBox], name: &str, expected: &Value, leve
         "share_full_width" => share(&|b| b.width == case.width),
         "share_full_height" => share(&|b| b.height == case.height),
         // Whole pixels leave the range by a hair: the golden numbers count what lies more than 2 % outside.
-        "share_aspect_outside_ratio" => share(&|b| aspect(b) < low * 0.98 || aspect(b) > high * 1.02),
+        "share_aspect_outside_ratio" => {
+            share(&|b| aspect(b) < low * 0.98 || aspect(b) > high * 1.02)
+        }
         other => panic!("statistic {other} of a crop case is not understood"),
     }
 }
 
 fn frame_pairs(golden: &Value) -> usize {
-    let range: Vec<u32> = array(&golden["gap_range"]).iter().map(|v| number(v) as u32).collect();
-    let crop = CropSampler { sampler: Sampler::Torchvision, area: [0.5, 1.0], aspect: [0.75, 4.0 / 3.0] };
-    let pair =
-        FramePair { min_gap: range[0], max_gap: range[1], shared: Single { crop, flip_p: 0.5 } };
+    let range: Vec<u32> = array(&golden["gap_range"])
+        .iter()
+        .map(|v| number(v) as u32)
+        .collect();
+    let crop = CropSampler {
+        sampler: Sampler::Torchvision,
+        area: [0.5, 1.0],
+        aspect: [0.75, 4.0 / 3.0],
+    };
+    let pair = FramePair {
+        min_gap: range[0],
+        max_gap: range[1],
+        shared: Single { crop, flip_p: 0.5 },
+    };
     let mut rng = SampleRng::new(SEEDS[0], 0, 0, Purpose::Frames);
     if string(&golden["one_frame"]).contains("at least 2") {
-        assert_eq!(pair.draw_frames(&mut rng, 1), None, "a single frame is no pair");
+        assert_eq!(
+            pair.draw_frames(&mut rng, 1),
+            None,
+            "a single frame is no pair"
+        );
     }
     let cases = golden["by_frame_count"].as_object().unwrap();
     for (frames, expected) in cases {
         let n_frames = whole_numbers(frames)[0] as u32;
-        let failing = |seed| pairs_differ(&pair, seed, n_frames, expected, number(&golden["draws"]));
+        let failing =
+            |seed| pairs_differ(&pair, seed, n_frames, expected, number(&golden["draws"]));
         let failures: Vec<_> = SEEDS.iter().map_while(|&seed| failing(seed)).collect();
-        assert!(failures.len() < SEEDS.len(), "clips of {frames} frames: {failures:?} differ");
+        assert!(
+            failures.len() < SEEDS.len(),
+            "clips of {frames} frames: {failures:?} differ"
+        );
     }
     cases.len() + 1
 }
 
-fn pairs_differ(pair: &FramePair, seed: u64, n_frames: u32, expected: &Value, draws: f64) -> Option<&'static str> {
+fn pairs_differ(
+    pair: &FramePair,
+    seed: u64,
+    n_frames: u32,
+    expected: &Value,
+    draws: f64,
+) -> Option<&'static str> {
     let draw = |sample| {
         let mut rng = SampleRng::new(seed, 0, sample, Purpose::Frames);
         pair.draw_frames(&mut rng, n_frames).unwrap()
@@ -226,11 +299,20 @@ fn pairs_differ(pair: &FramePair, seed: u64, n_frames: u32, expected: &Value, dr
     let pairs: Vec<[u32; 2]> = (0..N_DRAWS).map(draw).collect();
     let gaps: Vec<u32> = pairs.iter().map(|[first, second]| second - first).collect();
     let range = [&expected["gap_low"], &expected["gap_high_inclusive"]].map(|v| number(v) as u32);
-    assert!(gaps.iter().all(|gap| (range[0]..=range[1]).contains(gap)), "{n_frames} frames: gaps outside {range:?}");
+    assert!(
+        gaps.iter().all(|gap| (range[0]..=range[1]).contains(gap)),
+        "{n_frames} frames: gaps outside {range:?}"
+    );
 
     let counts = expected["gap_counts"].as_object().unwrap();
-    let theirs: Vec<f64> = (range[0]..=range[1]).map(|gap| counts.get(&gap.to_string()).map_or(0.0, number)).collect();
-    assert_eq!(theirs.iter().sum::<f64>(), draws, "{n_frames} frames: gaps outside their own range");
+    let theirs: Vec<f64> = (range[0]..=range[1])
+        .map(|gap| counts.get(&gap.to_string()).map_or(0.0, number))
+        .collect();
+    assert_eq!(
+        theirs.iter().sum::<f64>(),
+        draws,
+        "{n_frames} frames: gaps outside their own range"
+    );
     let count = |wanted| gaps.iter().filter(|&&gap| gap == wanted).count() as f64;
     let ours: Vec<f64> = (range[0]..=range[1]).map(count).collect();
     if !same_histogram(&ours, &theirs) {
@@ -240,14 +322,27 @@ fn pairs_differ(pair: &FramePair, seed: u64, n_frames: u32, expected: &Value, dr
     for (name, which) in [("first_frame_deciles", 0), ("second_frame_deciles", 1)] {
         let sample = pairs.iter().map(|pair| f64::from(pair[which])).collect();
         let deciles: Vec<f64> = array(&expected[name]).iter().map(number).collect();
-        let levels: Vec<f64> = (0..deciles.len()).map(|i| i as f64 / (deciles.len() - 1) as f64).collect();
+        let levels: Vec<f64> = (0..deciles.len())
+            .map(|i| i as f64 / (deciles.len() - 1) as f64)
+            .collect();
         if quantile_distance(sample, draws as usize, &levels, &deciles) > limit {
-            return Some(if which == 0 { "first frames" } else { "second frames" });
+            return Some(if which == 0 {
+                "first frames"
+            } else {
+                "second frames"
+            });
         }
     }
     let first: Vec<f64> = pairs.iter().map(|pair| f64::from(pair[0])).collect();
     let (mean, std) = mean_and_std(&first);
     let n = first.len() as f64;
-    let close = same_mean(mean, std, n, number(&expected["first_frame_mean"]), std, draws);
+    let close = same_mean(
+        mean,
+        std,
+        n,
+        number(&expected["first_frame_mean"]),
+        std,
+        draws,
+    );
     (!close).then_some("mean of the first frames")
 }

@@ -4,6 +4,8 @@
 //! lists is run whatever its sizes, seeds and options; one that is not understood is a failure. An absent part is
 //! skipped aloud.
 
+#![allow(clippy::unwrap_used, clippy::panic)] // helpers of tests, which Clippy takes for production code
+
 mod e_sampling;
 mod f_resized_crop;
 mod statistics;
@@ -29,7 +31,10 @@ impl Part {
             .map_or_else(|| shared.join("golden"), PathBuf::from);
         let dir = golden.join(name);
         if !dir.join("manifest.json").is_file() {
-            eprintln!("SKIPPED: golden part {name}: no {}", dir.join("manifest.json").display());
+            eprintln!(
+                "SKIPPED: golden part {name}: no {}",
+                dir.join("manifest.json").display()
+            );
             return None;
         }
         let manifest = read_json(&dir.join("manifest.json"));
@@ -57,19 +62,27 @@ fn read_json(path: &Path) -> Value {
 }
 
 fn array(value: &Value) -> &[Value] {
-    value.as_array().unwrap_or_else(|| panic!("expected a list, found {value}"))
+    value
+        .as_array()
+        .unwrap_or_else(|| panic!("expected a list, found {value}"))
 }
 
 fn number(value: &Value) -> f64 {
-    value.as_f64().unwrap_or_else(|| panic!("expected a number, found {value}"))
+    value
+        .as_f64()
+        .unwrap_or_else(|| panic!("expected a number, found {value}"))
 }
 
 fn string(value: &Value) -> &str {
-    value.as_str().unwrap_or_else(|| panic!("expected a text, found {value}"))
+    value
+        .as_str()
+        .unwrap_or_else(|| panic!("expected a text, found {value}"))
 }
 
 /// All whole numbers in a text, in order, with their signs.
 fn whole_numbers(text: &str) -> Vec<i64> {
     let breaks = |c: char| !(c.is_ascii_digit() || c == '+' || c == '-');
-    text.split(breaks).filter_map(|word| word.parse().ok()).collect()
+    text.split(breaks)
+        .filter_map(|word| word.parse().ok())
+        .collect()
 }

@@ -40,7 +40,10 @@ pub fn quantile_distance(mut sample: Vec<f64>, m: usize, levels: &[f64], quantil
     let n = sample.len() as f64;
     // Rounding of values that were computed in another order or printed.
     let slack = |value: f64| 1e-9 * value.abs().max(1.0);
-    let inner = levels.iter().zip(quantiles).filter(|&(&level, _)| level > 0.0 && level < 1.0);
+    let inner = levels
+        .iter()
+        .zip(quantiles)
+        .filter(|&(&level, _)| level > 0.0 && level < 1.0);
     inner
         .map(|(&level, &value)| {
             let below = sample.partition_point(|&x| x < value - slack(value)) as f64 / n;
@@ -85,7 +88,10 @@ pub fn same_histogram(a: &[f64], b: &[f64]) -> bool {
 pub fn mean_and_std(sample: &[f64]) -> (f64, f64) {
     let n = sample.len() as f64;
     let mean = sample.iter().sum::<f64>() / n;
-    (mean, (sample.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n).sqrt())
+    (
+        mean,
+        (sample.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n).sqrt(),
+    )
 }
 
 #[test]
@@ -99,9 +105,18 @@ fn the_tests_tell_distributions_apart() {
     let levels = [0.1, 0.25, 0.5, 0.75, 0.9];
     assert!(quantile_distance(even.clone(), 20_000, &levels, &levels) <= limit);
     assert!(quantile_distance(bent, 20_000, &levels, &levels) > limit);
-    assert!(same_histogram(&[500.0, 500.0, 480.0], &[1010.0, 990.0, 1000.0]));
-    assert!(!same_histogram(&[500.0, 600.0, 400.0], &[1000.0, 1000.0, 1000.0]));
+    assert!(same_histogram(
+        &[500.0, 500.0, 480.0],
+        &[1010.0, 990.0, 1000.0]
+    ));
+    assert!(!same_histogram(
+        &[500.0, 600.0, 400.0],
+        &[1000.0, 1000.0, 1000.0]
+    ));
     assert!(same_share(520.0, 1000.0, 500.0, 1000.0) && !same_share(600.0, 1000.0, 500.0, 1000.0));
     let (mean, std) = mean_and_std(&even);
-    assert!(same_mean(mean, std, 2e4, 0.501, 0.2887, 2e4) && !same_mean(mean, std, 2e4, 0.52, 0.2887, 2e4));
+    assert!(
+        same_mean(mean, std, 2e4, 0.501, 0.2887, 2e4)
+            && !same_mean(mean, std, 2e4, 0.52, 0.2887, 2e4)
+    );
 }

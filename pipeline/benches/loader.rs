@@ -1,0 +1,242 @@
+//! Pairs per second of the loader on shards, beside its ceiling: the same decodes and crops on cached bytes, without
+//! queues, order or batches.
+//!
+//! `cargo bench -p pairquet-pipeline --bench loader`. Converts the images and clips of `PAIRQUET_SHARED_DIR` (default:
+//! `shared` beside the workspace) into a temporary folder first. `PAIRQUET_BENCH_SECONDS` is the length of a round (3),
+//! `PAIRQUET_BENCH_THREADS` the numbers of threads (`1,2`).
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use pipeline::codec::{JpegDecoder, Rgb8Image};
+use pipeline::config::{DataConfig, MaxBad, ViewsKind};
+use pipeline::convert::{self, CommonOptions, ImagenetOptions, KineticsOptions};
+use pipeline::loader::{Loader, LoaderState, Rank};
+use pipeline::stop::Stop;
+use pipeline::views::{SampleKey, Views};
+use shards::ShardSet;
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+const SEED: u64 = 1;
+const BATCH_SIZE: usize = 32;
+const ROUNDS: usize = 5;
+
+fn main() -> Result<()> {
+    let shared = std::env::var_os("PAIRQUET_SHARED_DIR").map_or_else(
+        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared")),
+        PathBuf::from,
+    );
+    let data = shared.join("data");
+    if !data.is_dir() {
+        println!("SKIPPED: loader: no {}", data.display());
+        return Ok(());
+    }
+    let threads = std::env::var("PAIRQUET_BENCH_THREADS").unwrap_or_else(|_| "1,2".to_owned());
+    let threads = threads
+        .split(',')
+        .map(|n| n.trim().parse())
+        .collect::<std::result::Result<Vec<usize>, _>>()?;
+    let seconds = std::env::var("PAIRQUET_BENCH_SECONDS").map_or(Ok(3.0), |s| s.parse())?;
+    let dir = tempfile::tempdir()?;
+    println!(
+        "pairs/s of 224 px views, medians of {ROUNDS} interleaved rounds of {seconds} s, batch {BATCH_SIZE}"
+    );
+    for set in [Set::Images(None), Set::Images(Some(256)), Set::Clips] {
+        let path = set.convert(&data, dir.path())?;
+        for &threads in &threads {
+            set.time(&path, threads, Duration::from_secs_f64(seconds))?;
+        }
+    }
+    Ok(())
+}
+
+/// What is loaded.
+enum Set {
+    /// ImageNet pictures as they are, or of this short side in px.
+    Images(Option<u32>),
+    /// Frame pairs of clips of short side 256.
+    Clips,
+}
+
+impl Set {
+    fn name(&self) -> String {
+        match self {
+            Self::Images(None) => "images, original bytes".to_owned(),
+            Self::Images(Some(short)) => format!("images, short side {short}"),
+            Self::Clips => "frame pairs of clips".to_owned(),
+        }
+    }
+
+    fn convert(&self, data: &Path, dir: &Path) -> Result<String> {
+        let path = dir
+            .join(self.name())
+            .to_str()
+            .ok_or("a temporary folder whose name is not UTF-8")?
+            .to_owned();
+        let common = CommonOptions {
+            max_bad: MaxBad::Percent(100.0),
+            ..CommonOptions::default()
+        };
+        match *self {
+            Self::Images(short_side) => {
+                let options = ImagenetOptions {
+                    common,
+                    short_side,
+                    ..ImagenetOptions::default()
+                };
+                convert::imagenet(&data.join("imagenet"), &path, &options, &(), &Stop::new())?
+            }
+            Self::Clips => {
+                let options = KineticsOptions {
+                    common,
+                    ..KineticsOptions::default()
+                };
+                convert::kinetics(&data.join("videos"), &path, &options, &(), &Stop::new())?
+            }
+        };
+        Ok(path)
+    }
+
+    fn time(&self, path: &str, threads: usize, round: Duration) -> Result<()> {
+        let views = if matches!(self, Self::Clips) {
+            ViewsKind::FramePair
+        } else {
+            ViewsKind::CropPair
+        };
+        let config = DataConfig {
+            path: path.to_owned(),
+            batch_size: BATCH_SIZE,
+            threads,
+            views,
+            ..DataConfig::default()
+        };
+        // Small sets are repeated until an epoch fills batches.
+        let n_samples = ShardSet::open(path, &config.split)?.n_samples();
+        let config = DataConfig {
+            repeated_sampling: (BATCH_SIZE as u64).div_ceil(n_samples),
+            ..config
+        };
+        let cached = cache(&config)?;
+        let mut loader = Loader::new(&config, SEED, Rank::SINGLE, LoaderState::default())?;
+        let (mut rates, mut ceilings) = (Vec::new(), Vec::new());
+        let recycled = loader.next_batch()?;
+        loader.recycle(recycled);
+        for _ in 0..ROUNDS {
+            rates.push(time_loader(&mut loader, round)?);
+            // The loader is idle here: its window is full.
+            std::thread::sleep(Duration::from_millis(300));
+            ceilings.push(time_cached(&config, &cached, threads, round)?);
+        }
+        let stats = loader.stats();
+        let (rate, ceiling) = (median(&mut rates), median(&mut ceilings));
+        println!(
+            "{:<24} {threads} thread(s): loader {rate:7.1}, ceiling {ceiling:7.1} ({:.1} %); decode {:.3} ms, views \
+             {:.3} ms a pair; {:.0} KiB read a pair; bottleneck {}",
+            self.name(),
+            100.0 * rate / ceiling,
+            1e3 * stats.decode_s / stats.stages[1].items as f64,
+            1e3 * stats.views_s / stats.stages[1].items as f64,
+            stats.bytes_read as f64 / 1024.0 / stats.stages[0].items as f64,
+            stats.bottleneck(),
+        );
+        Ok(())
+    }
+}
+
+fn time_loader(loader: &mut Loader, round: Duration) -> Result<f64> {
+    // What was made ahead while nobody took it does not count.
+    for _ in 0..2 {
+        let batch = loader.next_batch()?;
+        loader.recycle(batch);
+    }
+    let (start, mut n_pairs) = (Instant::now(), 0);
+    while start.elapsed() < round {
+        let batch = loader.next_batch()?;
+        n_pairs += batch.len();
+        loader.recycle(batch);
+    }
+    Ok(n_pairs as f64 / start.elapsed().as_secs_f64())
+}
+
+/// A sample's key and pictures.
+type Cached = (SampleKey, Vec<Bytes>);
+
+/// The pictures that one epoch's views need, in memory.
+fn cache(config: &DataConfig) -> Result<Vec<Cached>> {
+    let set = ShardSet::open(&config.path, &config.split)?;
+    let views = Views::new(config);
+    let mut cached = Vec::new();
+    for sample in 0..set.n_samples() * config.repeated_sampling {
+        let index = sample / config.repeated_sampling;
+        let key = SampleKey {
+            seed: SEED,
+            epoch: 0,
+            sample,
+        };
+        let Some(frames) = views.frames(key, set.n_frames(index)?) else {
+            continue;
+        };
+        let pages = frames
+            .as_slice()
+            .iter()
+            .map(|&frame| set.picture(index, frame))
+            .collect::<shards::Result<_>>()?;
+        cached.push((key, pages));
+    }
+    Ok(cached)
+}
+
+fn time_cached(
+    config: &DataConfig,
+    cached: &[Cached],
+    threads: usize,
+    round: Duration,
+) -> Result<f64> {
+    let cached = Arc::new(cached);
+    let rates = std::thread::scope(|scope| {
+        let work = |offset| {
+            let cached = Arc::clone(&cached);
+            scope.spawn(move || decode_and_cut(config, &cached, offset, round))
+        };
+        let workers: Vec<_> = (0..threads)
+            .map(|n| work(n * cached.len() / threads))
+            .collect();
+        workers
+            .into_iter()
+            .map(|worker| worker.join().map_err(|_| "a worker panicked")?)
+            .collect::<Result<Vec<_>>>()
+    })?;
+    Ok(rates.iter().sum())
+}
+
+fn decode_and_cut(
+    config: &DataConfig,
+    cached: &[Cached],
+    offset: usize,
+    round: Duration,
+) -> Result<f64> {
+    let views = Views::new(config);
+    let (mut decoder, mut renderer) = (JpegDecoder::new(), views.renderer());
+    let mut pictures = vec![Rgb8Image::default(); 2];
+    let mut out = vec![0; views.sample_bytes()];
+    let (start, mut n_pairs) = (Instant::now(), 0);
+    for (key, pages) in cached.iter().cycle().skip(offset) {
+        for (page, picture) in pages.iter().zip(&mut pictures) {
+            decoder.decode_into(page, picture)?;
+        }
+        views.render(*key, &pictures[..pages.len()], &mut renderer, &mut out)?;
+        n_pairs += 1;
+        if start.elapsed() >= round {
+            break;
+        }
+    }
+    Ok(f64::from(n_pairs) / start.elapsed().as_secs_f64())
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}

@@ -171,30 +171,42 @@ fn gaussian_blur(view: &mut [u8], size: usize, sigma: f64, scratch: &mut Vec<f32
         .map(|at| (weight(at) / total) as f32)
         .collect();
 
+    let radius = radius as usize;
+    let row_len = size * 3;
     scratch.clear();
     scratch.resize(view.len(), 0.0);
-    for y in 0..size {
-        for x in 0..size {
-            for (tap, weight) in kernel.iter().enumerate() {
-                let from = (y * size + mirror(x as isize + tap as isize - radius, size)) * 3;
-                for c in 0..3 {
-                    scratch[(y * size + x) * 3 + c] += weight * f32::from(view[from + c]);
-                }
+    // Rows first: each is copied out with its mirrored margins, so that a tap is a plain sum of two slices.
+    let mut padded = vec![0.0f32; (size + 2 * radius) * 3];
+    for (row, sums) in view
+        .chunks_exact(row_len)
+        .zip(scratch.chunks_exact_mut(row_len))
+    {
+        for (at, pixel) in padded.chunks_exact_mut(3).enumerate() {
+            let from = mirror(at as isize - radius as isize, size) * 3;
+            for (value, &level) in pixel.iter_mut().zip(&row[from..from + 3]) {
+                *value = f32::from(level);
             }
+        }
+        for (tap, &weight) in kernel.iter().enumerate() {
+            add_scaled(sums, &padded[tap * 3..tap * 3 + row_len], weight);
         }
     }
-    let mut row = vec![0.0f32; size * 3];
-    for y in 0..size {
-        row.fill(0.0);
-        for (tap, weight) in kernel.iter().enumerate() {
-            let from = mirror(y as isize + tap as isize - radius, size) * size * 3;
-            for (sum, value) in row.iter_mut().zip(&scratch[from..from + size * 3]) {
-                *sum += weight * value;
-            }
+    let mut sums = vec![0.0f32; row_len];
+    for (y, row) in view.chunks_exact_mut(row_len).enumerate() {
+        sums.fill(0.0);
+        for (tap, &weight) in kernel.iter().enumerate() {
+            let from = mirror((y + tap) as isize - radius as isize, size) * row_len;
+            add_scaled(&mut sums, &scratch[from..from + row_len], weight);
         }
-        for (value, sum) in view[y * size * 3..(y + 1) * size * 3].iter_mut().zip(&row) {
+        for (value, sum) in row.iter_mut().zip(&sums) {
             *value = sum.round() as u8;
         }
+    }
+}
+
+fn add_scaled(sums: &mut [f32], values: &[f32], weight: f32) {
+    for (sum, value) in sums.iter_mut().zip(values) {
+        *sum += weight * value;
     }
 }
 

@@ -6,8 +6,9 @@
 //! 2. [`rng`]: all randomness of the project, a pure function of (seed, epoch, sample, purpose)
 //! 3. [`config`]: what a run trains on, as a table of an experiment's file
 //! 4. [`views`]: what a sample becomes: frames, crops and flips drawn from its key, then cut from the decoded pictures
-//! 5. [`synth`]: made pictures, clips and masks with known answers
-//! 6. [`error`]: what can go wrong, told apart by what a caller can do about it
+//! 5. [`loader`]: shards in, batches of views out, by threads that agree on every pixel
+//! 6. [`synth`]: made pictures, clips and masks with known answers
+//! 7. [`error`]: what can go wrong, told apart by what a caller can do about it
 //!
 //! Invariants:
 //!
@@ -18,6 +19,7 @@
 pub mod codec;
 pub mod config;
 pub mod error;
+pub mod loader;
 pub mod rng;
 pub mod synth;
 pub mod views;

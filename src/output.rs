@@ -45,7 +45,7 @@ impl Output {
 
     /// The error and its causes on one line, to standard error, `quiet` or not.
     pub fn error(&self, error: &anyhow::Error) {
-        let _ = writeln!(io::stderr(), "pairquet: {error:#}");
+        let _ = writeln!(io::stderr(), "pairquet: {}", one_line(error));
     }
 
     /// The result: `value` as JSON, or what `human` makes of it.
@@ -59,6 +59,19 @@ impl Output {
         }
         Ok(stdout.flush()?)
     }
+}
+
+/// The error followed by those of its causes that its own words do not already include.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1) {
+        let cause = cause.to_string();
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
 }
 
 /// A two-column table of names and values.

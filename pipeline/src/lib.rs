@@ -1,1 +1,23 @@
-//! Raw data in, shards out; shards in, batches of view pairs out.
+//! Raw data in, shards out (offline); shards in, batches of view pairs out (online).
+//!
+//! Reading order:
+//!
+//! 1. [`codec`]: bytes of pictures and clips to 8-bit RGB and back; the one room that links image and video libraries
+//! 2. [`rng`]: all randomness of the project, a pure function of (seed, epoch, sample, purpose)
+//! 3. [`config`]: what a run trains on, as a table of an experiment's file
+//! 4. [`views`]: what a sample becomes: frames, crops and flips drawn from its key, then cut from the decoded pictures
+//! 5. [`error`]: what can go wrong, told apart by what a caller can do about it
+//!
+//! Invariants:
+//!
+//! - No state travels between two decodes: the same bytes give the same pixels in any order, on any thread.
+//! - Bad input is an error that names what is wrong with it, never a panic and never a grey picture.
+//! - Parquet and storage belong to `shards`, tensors to `trainer`; neither appears here.
+
+pub mod codec;
+pub mod config;
+pub mod error;
+pub mod rng;
+pub mod views;
+
+pub use error::{Error, Result};

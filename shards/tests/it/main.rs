@@ -1,0 +1,6 @@
+//! Tests of the crate's public API, one module a behaviour.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers outside of `#[test]` functions too
+
+mod round_trip;
+mod support;

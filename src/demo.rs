@@ -135,10 +135,11 @@ fn describe(report: &Report) -> String {
         ("shards", format!("{shards}/images and {shards}/clips, contact sheets {shards}/*.png")),
     ]);
     for run in &report.runs {
-        let dir = run.dir.display();
+        let dir = run.run_dir.display();
         text.push_str(&format!(
-            "\n\n{}: loss {:.3} at first, {:.3} at last, {:.0} pairs/s\n  curves           {dir}/curves.svg\n  reconstructions  {dir}/pictures\n  metrics          {dir}/metrics.jsonl (and TensorBoard events)",
-            run.name, run.first_loss, run.last_loss, run.pairs_per_s
+            "\n\n{dir}: loss {}, {:.0} pairs/s\n  curves           {dir}/curves.svg\n  reconstructions  {dir}/pictures\n  metrics          {dir}/metrics.jsonl (and TensorBoard events)",
+            train::losses(run),
+            run.pairs_per_s
         ));
     }
     text.push_str(&format!(

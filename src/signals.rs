@@ -19,10 +19,10 @@ pub fn stop_on_signal(out: &Output) -> Result<Stop> {
         .name("signals".into())
         .spawn(move || {
             for signal in signals.forever() {
-                if raised.is_set() {
+                if raised.requested() {
                     process::exit(128 + signal);
                 }
-                raised.set();
+                raised.request();
                 if !quiet {
                     eprintln!("stopping: work in hand is finished and saved first; once more ends at once");
                 }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use pipeline::Stop;
-use trainer::{Summary, TrainConfig};
+use trainer::{Progress, Summary, TrainConfig};
 
 use crate::output::{Output, facts};
 use crate::progress::Bar;
@@ -32,7 +32,9 @@ pub struct Args {
 pub fn run(args: Args, out: &Output) -> Result<ExitCode> {
     let config = load(&args.config, &args.set)?;
     if args.print_config {
-        out.result(&config, |config| config.to_toml())?;
+        let config = config.resolved()?;
+        let text = config.to_toml()?;
+        out.result(&config, |_| text)?;
         return Ok(ExitCode::SUCCESS);
     }
     let dir = args.out.unwrap_or_else(|| Path::new("runs").join(&config.name));
@@ -52,9 +54,11 @@ pub fn load(path: &Path, overrides: &[String]) -> Result<TrainConfig> {
 pub fn train(config: &TrainConfig, dir: &Path, stop: &Stop, out: &Output) -> Result<Summary> {
     let bar = Bar::new(out, "training", "steps");
     let summary = trainer::train(config, dir, stop, &mut |event| match event {
-        trainer::Event::Message(text) => bar.say(text),
-        trainer::Event::Step(step) => {
-            bar.set_total(step.total_steps);
+        Progress::Note(text) => bar.say(text),
+        Progress::Warning(text) => bar.say(&format!("warning: {text}")),
+        Progress::Saved(path) => bar.say(&format!("saved {}", path.display())),
+        Progress::Step(step) => {
+            bar.set_total(step.last_step);
             bar.set_done(step.step);
             bar.note(format!(
                 "loss {:.4}  lr {:.2e}  {:.1} pairs/s  waiting for data {:.0} %",
@@ -69,9 +73,17 @@ pub fn train(config: &TrainConfig, dir: &Path, stop: &Stop, out: &Output) -> Res
 fn describe(summary: &Summary) -> String {
     facts([
         ("steps", format!("{}{}", summary.steps, if summary.stopped { " (stopped; the same command goes on)" } else { "" })),
-        ("loss", format!("{:.4} at first, {:.4} at last", summary.first_loss, summary.last_loss)),
+        ("loss", losses(summary)),
         ("speed", format!("{:.1} pairs/s, {:.0} % of the time waiting for data", summary.pairs_per_s, summary.data_wait_pct)),
-        ("memory", human_bytes(summary.peak_memory_bytes)),
-        ("run folder", summary.dir.display().to_string()),
+        ("peak memory", summary.peak_memory_bytes.map_or_else(|| "unknown".into(), human_bytes)),
+        ("run folder", summary.run_dir.display().to_string()),
     ])
+}
+
+/// Mean loss over the first and the last ten steps, in words.
+pub fn losses(summary: &Summary) -> String {
+    match (summary.first_loss, summary.last_loss) {
+        (Some(first), Some(last)) => format!("{first:.4} at first, {last:.4} at last"),
+        _ => "no step made".into(),
+    }
 }

@@ -8,6 +8,7 @@
 //! - `footer`, `columns`, `page` (over `levels` and `thrift`): the parts of a shard, from bytes.
 //! - `reader`: a shard's index, built from those parts.
 //! - `set`: a split as one long list of samples.
+//! - `verify`: whether a set is what its manifest says.
 //!
 //! What holds throughout:
 //! - A shard's bytes depend on its rows and its [`ShardSpec`] alone.
@@ -27,6 +28,7 @@ mod schema;
 mod set;
 mod storage;
 mod thrift;
+mod verify;
 mod writer;
 
 pub use columns::ShardColumns;
@@ -41,4 +43,5 @@ pub use schema::{
 };
 pub use set::{GroupRef, SampleRef, ShardSet};
 pub use storage::{ObjectWriter, Store, Written};
+pub use verify::{Finding, Progress, VerifyReport, verify, verify_in};
 pub use writer::{MAX_PICTURE_BYTES, MAX_ROW_GROUP_BYTES, ShardCounts, ShardSpec, ShardWriter};

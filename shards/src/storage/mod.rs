@@ -8,7 +8,7 @@ mod local;
 mod runtime;
 
 use std::ops::Range;
-use std::path::{Path as FsPath, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -18,6 +18,7 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
 
 use crate::error::{Error, Result};
+pub(crate) use local::hex;
 pub use local::{ObjectWriter, Written};
 
 /// A folder on a disk, or a prefix in a bucket. Paths are relative to it, with `/` between their parts.
@@ -44,18 +45,42 @@ impl Store {
     /// # Errors
     /// [`Error::UnsupportedStore`] for any other scheme, [`Error::BadPath`] if the path cannot be used.
     pub fn open(uri: &str) -> Result<Self> {
-        let folder = local_folder(uri)?;
         let bad = |reason: String| Error::BadPath {
             path: uri.to_owned(),
             reason,
         };
-        let absolute = std::path::absolute(&folder).map_err(|e| bad(e.to_string()))?;
-        let prefix = Path::from_absolute_path(&absolute).map_err(|e| bad(e.to_string()))?;
+        let prefix = match uri.split_once("://") {
+            None if uri.is_empty() => return Err(bad("an empty path".to_owned())),
+            None => {
+                let absolute = std::path::absolute(uri).map_err(|e| bad(e.to_string()))?;
+                Path::from_absolute_path(absolute).map_err(|e| bad(e.to_string()))?
+            }
+            Some(("file", path)) if path.starts_with('/') => {
+                Path::from_url_path(path).map_err(|e| bad(e.to_string()))?
+            }
+            Some(("file", _)) => {
+                return Err(bad("expected file:// and an absolute path".to_owned()));
+            }
+            Some((scheme, _)) => {
+                return Err(Error::UnsupportedStore {
+                    uri: uri.to_owned(),
+                    scheme: scheme.to_owned(),
+                });
+            }
+        };
+        let disk = LocalFileSystem::new();
+        // An empty path is the root itself, which the store would not name.
+        let folder = if prefix.as_ref().is_empty() {
+            PathBuf::from("/")
+        } else {
+            disk.path_to_filesystem(&prefix)
+                .map_err(|e| bad(e.to_string()))?
+        };
         Ok(Store {
-            backend: Arc::new(LocalFileSystem::new()),
+            backend: Arc::new(disk),
             prefix,
             uri: uri.to_owned(),
-            folder: Some(absolute),
+            folder: Some(folder),
         })
     }
 
@@ -276,25 +301,5 @@ impl Store {
             path: self.full_path(path),
             source: std::io::Error::new(std::io::ErrorKind::UnexpectedEof, reason),
         }
-    }
-}
-
-/// The folder that a local path or `file://` address names.
-fn local_folder(uri: &str) -> Result<PathBuf> {
-    match uri.split_once("://") {
-        None if uri.is_empty() => Err(Error::BadPath {
-            path: uri.to_owned(),
-            reason: "an empty path".to_owned(),
-        }),
-        None => Ok(FsPath::new(uri).to_owned()),
-        Some(("file", path)) if path.starts_with('/') => Ok(PathBuf::from(path)),
-        Some(("file", path)) => Err(Error::BadPath {
-            path: path.to_owned(),
-            reason: "expected file:// and an absolute path".to_owned(),
-        }),
-        Some((scheme, _)) => Err(Error::UnsupportedStore {
-            uri: uri.to_owned(),
-            scheme: scheme.to_owned(),
-        }),
     }
 }

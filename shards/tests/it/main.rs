@@ -2,5 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers outside of `#[test]` functions too
 
+mod alloc;
+mod hostile;
+mod ranges;
 mod round_trip;
+mod storage;
 mod support;
+mod verify;

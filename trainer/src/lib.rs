@@ -2,8 +2,10 @@
 //!
 //! A tour, in reading order:
 //!
-//! - `error`: what can go wrong.
+//! - [`optim`]: parameter groups, gradients and their norm, AdamW, the learning rate of a step.
+//! - [`error`]: what can go wrong.
 
 pub mod error;
+pub mod optim;
 
 pub use error::{Error, Result};

@@ -1,0 +1,306 @@
+//! Shards in, batches of views out: the same batches for any number of threads and ranks and after any resume.
+//!
+//! Reading order: [`order`] (which sample stands at which position), [`state`] (which positions a batch holds),
+//! [`source`] (where pictures come from), `fetch` and `stage` (the two stages), [`batch`] (batches filled out of order
+//! and handed out in order), [`stats`].
+//!
+//! ```text
+//! order -> fetch (threads that wait) -> bounded queue -> views (threads that compute: decode + cut) -> batch in its place
+//! ```
+//!
+//! - At most `prefetch_batches` batches are being made or waiting, so memory is bounded whatever the consumer does.
+//! - A bad sample is replaced by one that its place in the epoch determines; a failure surfaces with the batch it
+//!   belongs to. Both are the same for any number of threads.
+//! - Dropping the loader ends and joins its threads.
+
+pub mod batch;
+mod fetch;
+pub mod order;
+pub mod source;
+mod stage;
+pub mod state;
+pub mod stats;
+
+pub use batch::Batch;
+pub use source::{Sample, Source};
+pub use state::{LoaderState, Rank};
+pub use stats::{BadSample, LoaderStats, StageStats};
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use crate::config::{DataConfig, OrderKind};
+use crate::error::{Error, Result};
+use crate::views::Views;
+use batch::{BatchShape, Window};
+use order::Order;
+use state::Batching;
+use stats::{Clock, StageCounters};
+
+/// Makes batches in the background, from now until dropped.
+#[derive(Debug)]
+pub struct Loader {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+    n_fetch_threads: usize,
+    batching: Batching,
+    next: LoaderState,
+    started: Instant,
+    handed_out: HandedOut,
+    max_bad: u64,
+}
+
+/// What went out in batches so far.
+#[derive(Debug, Default)]
+struct HandedOut {
+    batches: u64,
+    pairs: u64,
+    waiting: Clock,
+    replaced: u64,
+    bad: BTreeMap<u64, BadSample>,
+}
+
+/// What the threads share.
+struct Shared {
+    source: Arc<dyn Source>,
+    views: Views,
+    window: Window,
+    seed: u64,
+    n_ids: u64,
+    repeats: u64,
+    fetch: StageCounters,
+    compute: StageCounters,
+    decode: Clock,
+    render: Clock,
+    bytes_read: AtomicU64,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("views", &self.views).field("n_ids", &self.n_ids).finish_non_exhaustive()
+    }
+}
+
+impl Loader {
+    /// Opens the shard set of `config` and starts making batches from `start`.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a configuration that does not fit itself, the set or the ranks; [`Error::Shards`] if the
+    /// set does not open.
+    pub fn new(config: &DataConfig, seed: u64, rank: Rank, start: LoaderState) -> Result<Self> {
+        config.validate()?;
+        let set = shards::ShardSet::open(&config.path, &config.split)?;
+        Self::from_source(Arc::new(set), config, seed, rank, start)
+    }
+
+    /// As [`Self::new`], from any source of samples; `config.path` then only tells a remote set from a local one.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn from_source(
+        source: Arc<dyn Source>,
+        config: &DataConfig,
+        seed: u64,
+        rank: Rank,
+        start: LoaderState,
+    ) -> Result<Self> {
+        config.validate()?;
+        let views = Views::new(config);
+        if views.needs_clips() && !source.holds_clips() {
+            return Err(Error::Invalid {
+                name: "data.views",
+                value: "frame_pair".to_owned(),
+                expected: format!("another kind: {} holds images, frame pairs need clips", config.path),
+            });
+        }
+        let order = open_order(source.as_ref(), config, seed)?;
+        let n_ids = order.n_ids();
+        let batching = Batching::new(n_ids, config.batch_size as u64, rank)?;
+        let start = batching.start(start)?;
+        let shape = BatchShape {
+            n_samples: batching.local_batch_size(),
+            n_views: views.n_views(),
+            size: config.size as usize,
+        };
+        let max_bad = config.max_bad.limit(source.n_samples());
+        let shared = Arc::new(Shared {
+            source,
+            views,
+            window: Window::new(order, batching, shape, config.prefetch_batches, start),
+            seed,
+            n_ids,
+            repeats: config.repeated_sampling,
+            fetch: StageCounters::default(),
+            compute: StageCounters::default(),
+            decode: Clock::default(),
+            render: Clock::default(),
+            bytes_read: AtomicU64::new(0),
+        });
+        let mut loader = Self {
+            shared,
+            threads: Vec::new(),
+            n_fetch_threads: fetch_threads(config),
+            batching,
+            next: start,
+            started: Instant::now(),
+            handed_out: HandedOut::default(),
+            max_bad,
+        };
+        loader.start_threads(compute_threads(config))?;
+        Ok(loader)
+    }
+
+    /// Starts both stages; on an error the loader's drop ends those that did start.
+    fn start_threads(&mut self, n_compute_threads: usize) -> Result<()> {
+        let (sender, receiver) = crossbeam_channel::bounded(QUEUE_PER_WORKER * n_compute_threads);
+        for number in 0..self.n_fetch_threads {
+            let sender = sender.clone();
+            self.start_thread(format!("fetch-{number}"), move |shared| fetch::run(shared, &sender))?;
+        }
+        for number in 0..n_compute_threads {
+            let receiver = receiver.clone();
+            self.start_thread(format!("views-{number}"), move |shared| stage::run(shared, &receiver))?;
+        }
+        Ok(())
+    }
+
+    fn start_thread(&mut self, name: String, body: impl FnOnce(&Shared) + Send + 'static) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let handle = std::thread::Builder::new()
+            .name(name)
+            .spawn(move || {
+                if let Err(panic) = guarded("loader", || body(&shared)) {
+                    shared.window.stop(Some(panic));
+                }
+            })
+            .map_err(|source| Error::Thread { source })?;
+        self.threads.push(handle);
+        Ok(())
+    }
+
+    /// The next batch; waits until it is made. Epochs follow each other without end.
+    ///
+    /// # Errors
+    /// What went wrong in the batch: [`Error::Shards`] for a broken set, [`Error::Panic`] for a bug in a thread,
+    /// [`Error::TooManyBad`] once more than `data.max_bad` samples were replaced. The loader then makes no more batches;
+    /// further calls give [`Error::LoaderStopped`].
+    pub fn next_batch(&mut self) -> Result<Batch> {
+        let asked = Instant::now();
+        let contents = self.shared.window.take_front()?;
+        self.handed_out.waiting.add(asked.elapsed());
+        self.handed_out.replaced += contents.bad.len() as u64;
+        self.handed_out.bad.extend(contents.bad.into_iter().map(|bad| (bad.index, bad)));
+        let found = self.handed_out.bad.len() as u64;
+        let failure = contents.failure.or_else(|| {
+            let named = || stage::name_some(self.handed_out.bad.values());
+            (found > self.max_bad).then(|| Error::TooManyBad { found, limit: self.max_bad, named: named() })
+        });
+        if let Some(failure) = failure {
+            self.shared.window.stop(None);
+            return Err(failure);
+        }
+        self.handed_out.batches += 1;
+        self.handed_out.pairs += contents.batch.len() as u64;
+        self.next = self.batching.next(self.next);
+        Ok(contents.batch)
+    }
+
+    /// Gives a batch's buffer back to be filled again: fresh memory costs as much as a third of the resizing.
+    pub fn recycle(&self, batch: Batch) {
+        self.shared.window.recycle(batch.views);
+    }
+
+    /// Batches in an epoch; the last, partial one is dropped.
+    pub fn batches_per_epoch(&self) -> u64 {
+        self.batching.batches_per_epoch()
+    }
+
+    /// The next batch that [`Self::next_batch`] will give.
+    pub fn state(&self) -> LoaderState {
+        self.next
+    }
+
+    /// What the loader did so far.
+    pub fn stats(&self) -> LoaderStats {
+        let shared = &self.shared;
+        let n_compute_threads = self.threads.len() - self.n_fetch_threads;
+        LoaderStats {
+            stages: vec![
+                shared.fetch.read("fetch", self.n_fetch_threads),
+                shared.compute.read("views", n_compute_threads),
+            ],
+            decode_s: shared.decode.seconds(),
+            views_s: shared.render.seconds(),
+            bytes_read: shared.bytes_read.load(Ordering::Relaxed),
+            pairs: self.handed_out.pairs,
+            batches: self.handed_out.batches,
+            elapsed_s: self.started.elapsed().as_secs_f64(),
+            consumer_waiting_s: self.handed_out.waiting.seconds(),
+            replaced: self.handed_out.replaced,
+            bad: self.handed_out.bad.values().cloned().collect(),
+        }
+    }
+}
+
+impl Drop for Loader {
+    fn drop(&mut self) {
+        // Readers waiting for room wake up and leave; workers leave after the sample in hand, whereupon readers waiting
+        // to hand something over find nobody there.
+        self.shared.window.stop(None);
+        for thread in self.threads.drain(..) {
+            // A panic was caught and reported inside of the thread.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Fetched samples that wait for each computing thread: enough to ride out uneven reads.
+const QUEUE_PER_WORKER: usize = 8;
+
+/// Readers of a bucket, where a read takes tens of milliseconds; one keeps up with any number of workers on a disk.
+const REMOTE_FETCH_THREADS: usize = 16;
+
+fn is_remote(path: &str) -> bool {
+    path.split_once("://").is_some_and(|(scheme, _)| scheme != "file")
+}
+
+fn fetch_threads(config: &DataConfig) -> usize {
+    match config.io_threads {
+        0 if is_remote(&config.path) => REMOTE_FETCH_THREADS,
+        0 => 1,
+        n => n,
+    }
+}
+
+/// Asked for, or one less than the cores that affinity and cgroup limits leave.
+fn compute_threads(config: &DataConfig) -> usize {
+    match config.threads {
+        0 => std::thread::available_parallelism().map_or(1, |cores| cores.get() - 1).max(1),
+        n => n,
+    }
+}
+
+fn open_order(source: &dyn Source, config: &DataConfig, seed: u64) -> Result<Order> {
+    let remote = is_remote(&config.path);
+    let kind = config.order.unwrap_or(if remote { OrderKind::Blocks } else { OrderKind::Full });
+    let groups = if kind == OrderKind::Blocks { source.groups()? } else { Vec::new() };
+    let (n_samples, repeats) = (source.n_samples(), config.repeated_sampling);
+    Order::new(seed, kind, n_samples, repeats, groups, config.window_groups).ok_or_else(|| Error::Invalid {
+        name: "data.repeated_sampling",
+        value: repeats.to_string(),
+        expected: format!("at most 2^62 visits of {n_samples} samples, all of them in row groups"),
+    })
+}
+
+/// Runs `work` and turns its panic into an error.
+fn guarded<T>(stage: &'static str, work: impl FnOnce() -> T) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+        Error::Panic { stage, message: text.unwrap_or("no message").to_owned() }
+    })
+}

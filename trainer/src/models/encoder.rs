@@ -1,0 +1,91 @@
+//! The vision transformer that all methods train.
+//!
+//! Letters: B batch, N patches, K kept patches, P values of a patch, D width.
+
+use candle_core::Tensor;
+
+use super::config::Sizes;
+use crate::error::Result;
+use crate::masking::Masking;
+use crate::nn::block::Block;
+use crate::nn::norm::LayerNorm;
+use crate::nn::params::Params;
+use crate::nn::pass::Pass;
+use crate::nn::patch_embed::PatchEmbed;
+
+/// Patch embedding, blocks and final norm. The class token and the position table belong to the model around it, which
+/// registers them first, as the reference does.
+#[derive(Debug, Clone)]
+pub struct Encoder {
+    cls_token: Tensor,
+    pos_embed: Tensor,
+    patch_embed: PatchEmbed,
+    blocks: Vec<Block>,
+    norm: LayerNorm,
+}
+
+impl Encoder {
+    /// Registers `patch_embed`, `blocks` and `norm`.
+    ///
+    /// * `cls_token`: `[1, 1, D]`.
+    /// * `pos_embed`: `[1, 1 + N, D]`, fixed.
+    /// * `drop_path`: stochastic depth of the last block, rising linearly from 0 at the first.
+    ///
+    /// # Errors
+    /// If the sizes do not fit each other.
+    pub fn new(
+        params: &mut Params,
+        sizes: &Sizes,
+        cls_token: Tensor,
+        pos_embed: Tensor,
+        drop_path: f64,
+    ) -> Result<Encoder> {
+        let patch_embed = PatchEmbed::new(params, "patch_embed", sizes.patch_size, sizes.embed_dim)?;
+        let last = (sizes.depth - 1).max(1) as f64;
+        let blocks = (0..sizes.depth)
+            .map(|i| {
+                let rate = drop_path * i as f64 / last;
+                Block::new(params, &format!("blocks.{i}"), sizes.embed_dim, sizes.num_heads, rate)
+            })
+            .collect::<Result<_>>()?;
+        let norm = LayerNorm::new(params, "norm", sizes.embed_dim)?;
+        Ok(Encoder { cls_token, pos_embed, patch_embed, blocks, norm })
+    }
+
+    /// Encodes all `patches` `[B, N, P]`; returns `[B, 1 + N, D]`, the class token first.
+    ///
+    /// # Errors
+    /// If the shapes do not fit.
+    pub fn forward(&self, patches: &Tensor, pass: Pass) -> Result<Tensor> {
+        let tokens = self.patch_embed.forward(patches)?;
+        pass.see("patch_embed", "", &tokens);
+        let n_patches = tokens.dim(1)?;
+        let tokens = tokens.broadcast_add(&self.pos_embed.narrow(1, 1, n_patches)?)?;
+        self.transform(tokens, pass)
+    }
+
+    /// Encodes the kept ones of `patches` `[B, N, P]`; returns `[B, 1 + K, D]`. Removed patches are not even embedded.
+    ///
+    /// # Errors
+    /// If the shapes do not fit.
+    pub fn forward_masked(&self, patches: &Tensor, masking: &Masking, pass: Pass) -> Result<Tensor> {
+        let tokens = self.patch_embed.forward(&masking.gather(patches)?)?; // [B, K, D]
+        pass.see("patch_embed", "", &tokens);
+        let n_patches = patches.dim(1)?;
+        let positions = masking.gather_table(&self.pos_embed.narrow(1, 1, n_patches)?.squeeze(0)?)?; // [B, K, D]
+        self.transform((tokens + positions)?, pass)
+    }
+
+    /// Class token in front, blocks, norm.
+    fn transform(&self, tokens: Tensor, pass: Pass) -> Result<Tensor> {
+        let (batch, _, width) = tokens.dims3()?;
+        let class = (&self.cls_token + self.pos_embed.narrow(1, 0, 1)?)?.broadcast_as((batch, 1, width))?;
+        let mut x = Tensor::cat(&[&class, &tokens], 1)?;
+        for block in &self.blocks {
+            x = block.forward(&x, pass)?;
+        }
+        let x = self.norm.forward(&x)?;
+        pass.see("norm", "", &x);
+        Ok(x)
+    }
+}

@@ -1,0 +1,112 @@
+//! SiamMAE and CropMAE: one encoder for a whole and a masked view; a decoder in which the masked view attends to the
+//! whole one. The two methods differ in where the views come from alone.
+//!
+//! Letters: B batch, N patches, K kept patches, P values of a patch, D width.
+
+use candle_core::Tensor;
+
+use super::config::ModelConfig;
+use super::encoder::Encoder;
+use super::tokens::Tokens;
+use super::{Forward, Pretrain, split_views};
+use crate::error::Result;
+use crate::loss::{masked_patch_mse, pixel_targets};
+use crate::masking::{Masking, StepRandomness};
+use crate::nn::decoder_block::DecoderBlock;
+use crate::nn::linear::Linear;
+use crate::nn::norm::LayerNorm;
+use crate::nn::params::Params;
+use crate::nn::pass::Pass;
+use crate::nn::patch_embed::patchify;
+
+/// The siamese masked autoencoder.
+///
+/// Source: CropMAE, `models/SiamMAE.py`.
+#[derive(Debug, Clone)]
+pub struct Siamese {
+    config: ModelConfig,
+    encoder: Encoder,
+    mask_token: Tensor,
+    decoder_pos_embed: Tensor,
+    decoder_embed: Linear,
+    decoder_blocks: Vec<DecoderBlock>,
+    decoder_norm: LayerNorm,
+    decoder_pred: Linear,
+}
+
+impl Siamese {
+    /// Registers all parameters in the reference's order.
+    ///
+    /// # Errors
+    /// If the configuration's sizes do not fit each other.
+    pub fn new(config: &ModelConfig, params: &mut Params) -> Result<Siamese> {
+        let sizes = config.sizes();
+        let Tokens { cls_token, pos_embed, mask_token, decoder_pos_embed } = Tokens::new(params, &sizes)?;
+        let encoder = Encoder::new(params, &sizes, cls_token, pos_embed, config.drop_path)?;
+        let width = sizes.decoder_embed_dim;
+        let decoder_embed = Linear::new(params, "decoder_embed", sizes.embed_dim, width)?;
+        let decoder_blocks = (0..sizes.decoder_depth)
+            .map(|i| {
+                let path = format!("decoder_blocks.{i}");
+                DecoderBlock::new(params, &path, width, sizes.decoder_num_heads, config.decoder_dropout)
+            })
+            .collect::<Result<_>>()?;
+        Ok(Siamese {
+            config: config.clone(),
+            encoder,
+            mask_token,
+            decoder_pos_embed,
+            decoder_embed,
+            decoder_blocks,
+            decoder_norm: LayerNorm::new(params, "decoder_norm", width)?,
+            decoder_pred: Linear::new(params, "decoder_pred", width, sizes.patch_values())?,
+        })
+    }
+
+    /// The forward pass under a given mask of view 2.
+    ///
+    /// # Errors
+    /// If `views` is not `[B, 2, 3, H, W]` with the mask's B and the model's H and W.
+    pub fn forward_masked(&self, views: &Tensor, masking: &Masking, pass: Pass) -> Result<Forward> {
+        let sizes = self.config.sizes();
+        let [whole, masked] = split_views(views, &sizes)?;
+        let memory = self.encoder.forward(&patchify(&whole, sizes.patch_size)?, pass.in_view("view1"))?;
+        let patches = patchify(&masked, sizes.patch_size)?; // [B, N, P]
+        let kept = self.encoder.forward_masked(&patches, masking, pass.in_view("view2"))?; // [B, 1 + K, D]
+        let pred = self.decode(&memory, &kept, masking, pass)?; // [B, N, P]
+
+        let mask = masking.mask(pred.dtype(), pred.device())?;
+        let target = pixel_targets(&patches, self.config.norm_pix_loss)?;
+        let loss = masked_patch_mse(&pred, &target, &mask)?;
+        Ok(Forward { loss, parts: Vec::new(), pred, mask, target_view: 1 })
+    }
+
+    /// The memory keeps its class token and gets no positions; the masked view gets mask tokens, then positions.
+    fn decode(&self, memory: &Tensor, kept: &Tensor, masking: &Masking, pass: Pass) -> Result<Tensor> {
+        let memory = self.decoder_embed.forward(memory)?; // [B, 1 + N, D]
+        pass.in_view("view1").see("decoder_embed", "", &memory);
+        let kept = self.decoder_embed.forward(kept)?; // [B, 1 + K, D]
+        pass.in_view("view2").see("decoder_embed", "", &kept);
+        let x = masking.restore(&kept, &self.mask_token)?; // [B, 1 + N, D]
+        let mut x = x.broadcast_add(&self.decoder_pos_embed)?;
+        pass.see("decoder_in", "", &x);
+        for block in &self.decoder_blocks {
+            x = block.forward(&x, &memory, pass)?;
+        }
+        let x = self.decoder_norm.forward(&x)?;
+        pass.see("decoder_norm", "", &x);
+        // The class token predicts nothing.
+        let pred = self.decoder_pred.forward(&x.narrow(1, 1, x.dim(1)? - 1)?.contiguous()?)?;
+        pass.see("decoder_pred", "", &pred);
+        Ok(pred)
+    }
+}
+
+impl Pretrain for Siamese {
+    fn forward(&self, views: &Tensor, step: &StepRandomness, train: bool) -> Result<Forward> {
+        let sizes = self.config.sizes();
+        let masks = step.masks(1, sizes.n_patches(), sizes.mask_ratio)?;
+        let pass = if train { Pass::training(step) } else { Pass::evaluation() };
+        self.forward_masked(views, &masks[0], pass)
+    }
+}

@@ -1,0 +1,81 @@
+//! Layer and batch normalisation, both with gradients.
+
+use candle_core::{D, Tensor};
+
+use super::init::Init;
+use super::params::Params;
+use crate::error::Result;
+use crate::ops;
+
+/// Added to the variance by every LayerNorm of the reference.
+pub const LAYER_NORM_EPS: f64 = 1e-6;
+
+/// Added to the variance by [`BatchNorm`], torch's default.
+const BATCH_NORM_EPS: f64 = 1e-5;
+
+/// Normalisation over the last dimension with a learned scale and shift.
+#[derive(Debug, Clone)]
+pub struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl LayerNorm {
+    /// Registers `{path}.weight` (ones) and `{path}.bias` (zeros).
+    ///
+    /// # Errors
+    /// If a name is taken.
+    pub fn new(params: &mut Params, path: &str, width: usize) -> Result<LayerNorm> {
+        Ok(LayerNorm {
+            weight: params.trainable(&format!("{path}.weight"), &[width], Init::Ones)?,
+            bias: params.trainable(&format!("{path}.bias"), &[width], Init::Zeros)?,
+        })
+    }
+
+    /// `[.., width]` to the same shape.
+    ///
+    /// # Errors
+    /// If the last dimension is not `width`.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        ops::layer_norm(x, &self.weight, &self.bias, LAYER_NORM_EPS)
+    }
+}
+
+/// Normalisation of each feature over the batch, always with the batch's own statistics.
+///
+/// There are no running statistics: it only serves projection heads, which are thrown away after pre-training.
+#[derive(Debug, Clone)]
+pub struct BatchNorm {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl BatchNorm {
+    /// Registers `{path}.weight` (ones) and `{path}.bias` (zeros).
+    ///
+    /// # Errors
+    /// If a name is taken.
+    pub fn new(params: &mut Params, path: &str, width: usize) -> Result<BatchNorm> {
+        Ok(BatchNorm {
+            weight: params.trainable(&format!("{path}.weight"), &[width], Init::Ones)?,
+            bias: params.trainable(&format!("{path}.bias"), &[width], Init::Zeros)?,
+        })
+    }
+
+    /// `[B, width]` to the same shape, with the biased variance as torch in training.
+    ///
+    /// # Errors
+    /// If the shape is not `[B, width]`.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let centred = x.broadcast_sub(&x.mean_keepdim(0)?)?;
+        let var = centred.sqr()?.mean_keepdim(0)?; // [1, width]
+        let normed = centred.broadcast_div(&(var + BATCH_NORM_EPS)?.sqrt()?)?;
+        Ok(normed.broadcast_mul(&self.weight)?.broadcast_add(&self.bias)?)
+    }
+}
+
+/// `x` divided by its length along the last dimension (at least 1e-12, torch's default).
+pub(crate) fn unit_length(x: &Tensor) -> Result<Tensor> {
+    let squared = x.sqr()?.sum_keepdim(D::Minus1)?;
+    Ok(x.broadcast_div(&(squared + 1e-24)?.sqrt()?)?)
+}

@@ -278,3 +278,6 @@ fn write_file(path: &Path, text: &str) -> Result<()> {
     fs::write(&temp, text).map_err(Error::io(&temp))?;
     fs::rename(&temp, path).map_err(Error::io(path))
 }
+
+#[cfg(test)]
+mod tests;

@@ -60,9 +60,9 @@ pub enum Error {
          last good checkpoint: {last_checkpoint}"
     )]
     NotFinite {
-        /// The optimizer step, counted from 0, that would have come next.
+        /// The optimizer step, counted from 1, that was not made.
         step: u64,
-        /// `loss`, or the gradient's parameter.
+        /// The loss, or the gradient of which parameter.
         what: String,
         /// The value met.
         value: f64,
@@ -120,6 +120,10 @@ pub enum Error {
         /// The encoder's error.
         source: png::EncodingError,
     },
+
+    /// The data could not be opened, or too much of it is bad.
+    #[error(transparent)]
+    Data(#[from] pipeline::error::Error),
 
     /// Tensor arithmetic failed: a bug in a model, or memory that ran out.
     #[error(transparent)]

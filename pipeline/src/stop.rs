@@ -24,7 +24,7 @@ impl Stop {
     }
 
     /// Whether somebody asked.
-    pub fn requested(&self) -> bool {
+    pub fn is_requested(&self) -> bool {
         self.0.load(Ordering::SeqCst)
     }
 }

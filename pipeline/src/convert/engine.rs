@@ -7,13 +7,13 @@ use shards::{ShardSpec, ShardWriter};
 use super::error::{Error, Result};
 use super::in_order::InOrder;
 use super::layout::Layout;
-use super::options::MaxBad;
 use super::outcome::{Outcome, Scratch};
+use super::plan::Plan;
 use super::progress::{Progress, ProgressEvent};
 use super::report::{Damaged, Skipped, first_few};
 use super::source::{Item, Listing};
-use super::plan::Plan;
 use super::work::{Record, Work, shard_file};
+use crate::config::MaxBad;
 use crate::stop::Stop;
 
 /// Results that wait for an earlier one hold at most this, in bytes.
@@ -57,7 +57,7 @@ impl BadLimit {
         self.n_bad += skipped.len() as u64;
         let room = 4_usize.saturating_sub(self.first.len());
         self.first.extend(skipped.iter().take(room).cloned());
-        if self.max_bad.is_exceeded(self.n_bad, self.n_items) {
+        if self.n_bad > self.max_bad.limit(self.n_items) {
             return Err(Error::TooManyBad {
                 bad: self.n_bad,
                 of: self.n_items,
@@ -76,8 +76,17 @@ impl BadLimit {
 ///
 /// # Errors
 /// The first error in the order of the items; [`Error::Stopped`], [`Error::TooManyBad`].
-pub(crate) fn make_shards(job: Job<'_>, progress: &dyn Progress, stop: &Stop) -> Result<Vec<Record>> {
-    let items: Vec<u32> = job.shards.iter().flat_map(|&shard| job.layout.shard(shard)).copied().collect();
+pub(crate) fn make_shards(
+    job: Job<'_>,
+    progress: &dyn Progress,
+    stop: &Stop,
+) -> Result<Vec<Record>> {
+    let items: Vec<u32> = job
+        .shards
+        .iter()
+        .flat_map(|&shard| job.layout.shard(shard))
+        .copied()
+        .collect();
     let queue = InOrder::new(items.len() as u64, WAITING_BYTES);
     let (queue, items, convert, listing) = (&queue, items.as_slice(), job.convert, job.listing);
     std::thread::scope(|scope| {
@@ -93,14 +102,23 @@ pub(crate) fn make_shards(job: Job<'_>, progress: &dyn Progress, stop: &Stop) ->
             });
         }
         let n_planned = job.shards_done + job.shards.len() as u64;
-        let mut writer = Writer { job, queue, progress, stop };
+        let mut writer = Writer {
+            job,
+            queue,
+            progress,
+            stop,
+        };
         let result = writer.all_shards();
         queue.close();
         match result {
             // A thread that saw the wish to stop does not know how far the run is.
-            Err(Failed { error: Error::Stopped { .. }, shards_done }) => {
-                Err(Error::Stopped { done: shards_done, planned: n_planned })
-            }
+            Err(Failed {
+                error: Error::Stopped { .. },
+                shards_done,
+            }) => Err(Error::Stopped {
+                done: shards_done,
+                planned: n_planned,
+            }),
             Err(Failed { error, .. }) => Err(error),
             Ok(records) => Ok(records),
         }
@@ -128,7 +146,10 @@ impl Writer<'_> {
         let mut records = Vec::with_capacity(self.job.shards.len());
         for &shard in self.job.shards {
             let shards_done = self.job.shards_done + records.len() as u64;
-            records.push(self.shard(shard).map_err(|error| Failed { error, shards_done })?);
+            records.push(
+                self.shard(shard)
+                    .map_err(|error| Failed { error, shards_done })?,
+            );
         }
         Ok(records)
     }
@@ -140,8 +161,11 @@ impl Writer<'_> {
         let (mut skipped, mut damaged, mut source_bytes) = (Vec::new(), Vec::new(), 0);
         for &item in items {
             let item = item_at(self.job.listing, item);
-            if self.stop.requested() {
-                return Err(Error::Stopped { done: 0, planned: 0 });
+            if self.stop.is_requested() {
+                return Err(Error::Stopped {
+                    done: 0,
+                    planned: 0,
+                });
             }
             let lost = || Error::Internal("a converting thread ended early".into());
             let outcome = store(&mut writer, item, self.queue.take().ok_or_else(lost)??)?;
@@ -159,7 +183,10 @@ impl Writer<'_> {
                 }
             };
             source_bytes += item.bytes;
-            self.progress.on(&ProgressEvent::Item { bytes: item.bytes, pictures });
+            self.progress.on(&ProgressEvent::Item {
+                bytes: item.bytes,
+                pictures,
+            });
         }
         let (out, counts) = writer.finish()?;
         let written = out.commit()?;
@@ -176,21 +203,34 @@ impl Writer<'_> {
             damaged,
         };
         self.job.work.write_record(&name, &record)?;
-        self.progress.on(&ProgressEvent::Shard { name, bytes: record.bytes });
+        self.progress.on(&ProgressEvent::Shard {
+            name,
+            bytes: record.bytes,
+        });
         Ok(record)
     }
 }
 
 enum Stored {
-    Written { pictures: u64, damage: Option<Damaged> },
+    Written {
+        pictures: u64,
+        damage: Option<Damaged>,
+    },
     Skipped(Skipped),
 }
 
-fn store<W: std::io::Write + Send>(writer: &mut ShardWriter<W>, item: &Item, outcome: Outcome) -> Result<Stored> {
+fn store<W: std::io::Write + Send>(
+    writer: &mut ShardWriter<W>,
+    item: &Item,
+    outcome: Outcome,
+) -> Result<Stored> {
     let (result, pictures, damage) = match outcome {
         Outcome::Image(row) => (writer.push_image(&row), 1, None),
         Outcome::Clip { row, damage } => {
-            let damage = damage.map(|reason| Damaged { key: row.clip.clone(), reason });
+            let damage = damage.map(|reason| Damaged {
+                key: row.clip.clone(),
+                reason,
+            });
             (writer.push_clip(&row), row.frames.len() as u64, damage)
         }
         Outcome::Skip(skipped) => return Ok(Stored::Skipped(skipped)),
@@ -199,7 +239,11 @@ fn store<W: std::io::Write + Send>(writer: &mut ShardWriter<W>, item: &Item, out
         Ok(()) => Ok(Stored::Written { pictures, damage }),
         // Such as a clip larger than a row group can be; the writer refuses it before it takes any of it.
         Err(shards::Error::Input { reason, .. }) => {
-            let skipped = Skipped { key: item.key.to_string(), fault: "cannot be stored".into(), reason };
+            let skipped = Skipped {
+                key: item.key.to_string(),
+                fault: "cannot be stored".into(),
+                reason,
+            };
             Ok(Stored::Skipped(skipped))
         }
         Err(error) => Err(error.into()),
@@ -210,7 +254,12 @@ fn store<W: std::io::Write + Send>(writer: &mut ShardWriter<W>, item: &Item, out
 ///
 /// # Errors
 /// The error of the first such item.
-pub(crate) fn measure(listing: &Listing, sample: &[u32], convert: &ConvertItem<'_>, n_workers: usize) -> Result<u64> {
+pub(crate) fn measure(
+    listing: &Listing,
+    sample: &[u32],
+    convert: &ConvertItem<'_>,
+    n_workers: usize,
+) -> Result<u64> {
     let (next, bytes) = (AtomicUsize::new(0), AtomicU64::new(0));
     let work = || -> Result<()> {
         let mut scratch = Scratch::default();
@@ -221,9 +270,14 @@ pub(crate) fn measure(listing: &Listing, sample: &[u32], convert: &ConvertItem<'
         Ok(())
     };
     let results: Vec<Result<()>> = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..n_workers.min(sample.len())).map(|_| scope.spawn(work)).collect();
+        let workers: Vec<_> = (0..n_workers.min(sample.len()))
+            .map(|_| scope.spawn(work))
+            .collect();
         let lost = |_| Err(Error::Internal("a measuring thread panicked".into()));
-        workers.into_iter().map(|worker| worker.join().unwrap_or_else(lost)).collect()
+        workers
+            .into_iter()
+            .map(|worker| worker.join().unwrap_or_else(lost))
+            .collect()
     });
     results.into_iter().collect::<Result<Vec<()>>>()?;
     Ok(bytes.into_inner())

@@ -74,7 +74,9 @@ pub enum Error {
         differences: String,
     },
     /// The destination already holds this split, made by another run.
-    #[error("{dst} already holds a split '{split}' that this run did not make; choose another destination or delete it")]
+    #[error(
+        "{dst} already holds a split '{split}' that this run did not make; choose another destination or delete it"
+    )]
     SplitExists {
         /// The destination.
         dst: String,
@@ -105,7 +107,9 @@ pub enum Error {
         planned: u64,
     },
     /// `finish` came before all shards were there.
-    #[error("split '{split}' of {dst} lacks {missing} of {planned} shards, the first is {first}; run the missing parts, then finish again")]
+    #[error(
+        "split '{split}' of {dst} lacks {missing} of {planned} shards, the first is {first}; run the missing parts, then finish again"
+    )]
     Unfinished {
         /// The destination.
         dst: String,

@@ -20,7 +20,9 @@ pub fn finish(dst: &str) -> Result<Vec<SplitReport>> {
     let work = Work::open(dst)?;
     let plans = work.plans()?;
     if plans.is_empty() {
-        return Err(Error::NoPlan { dst: dst.to_owned() });
+        return Err(Error::NoPlan {
+            dst: dst.to_owned(),
+        });
     }
     let reports = finish_splits(&work, &plans)?;
     work.remove_stale_notes()?;
@@ -34,8 +36,11 @@ pub(crate) fn finish_split(work: &Work, split: &str) -> Result<Vec<SplitReport>>
     let mut complete = Vec::with_capacity(plans.len());
     for plan in &plans {
         // One that was complete before has to be still: to drop it from the manifest would hide the loss.
-        let was_complete = manifest.as_ref().is_some_and(|manifest| manifest.splits.contains_key(&plan.split));
-        let is_complete = || Ok::<_, Error>(Shards::of(work, plan, manifest.as_ref())?.is_complete());
+        let was_complete = manifest
+            .as_ref()
+            .is_some_and(|manifest| manifest.splits.contains_key(&plan.split));
+        let is_complete =
+            || Ok::<_, Error>(Shards::of(work, plan, manifest.as_ref())?.is_complete());
         complete.push(plan.split == split || was_complete || is_complete()?);
     }
     let mut complete = complete.into_iter();
@@ -45,7 +50,11 @@ pub(crate) fn finish_split(work: &Work, split: &str) -> Result<Vec<SplitReport>>
 
 fn finish_splits(work: &Work, plans: &[Plan]) -> Result<Vec<SplitReport>> {
     let before = read_manifest(work)?;
-    let Some(first) = plans.first() else { return Err(Error::NoPlan { dst: work.dst.clone() }) };
+    let Some(first) = plans.first() else {
+        return Err(Error::NoPlan {
+            dst: work.dst.clone(),
+        });
+    };
     let mut manifest = Manifest {
         format: FORMAT_VERSION,
         kind: first.kind,
@@ -68,7 +77,9 @@ fn finish_splits(work: &Work, plans: &[Plan]) -> Result<Vec<SplitReport>> {
         let found = Shards::of(work, plan, before.as_ref())?;
         let (split, report) = found.into_split(work, plan)?;
         manifest.splits.insert(plan.split.clone(), split);
-        manifest.options.insert(plan.split.clone(), plan.options.clone().into());
+        manifest
+            .options
+            .insert(plan.split.clone(), plan.options.clone().into());
         manifest.skipped.count += report.skipped.len() as u64;
         for (fault, count) in report.skipped_by_fault() {
             *manifest.skipped.by_reason.entry(fault).or_default() += count;
@@ -90,7 +101,10 @@ fn finish_splits(work: &Work, plans: &[Plan]) -> Result<Vec<SplitReport>> {
 /// Whether the manifest already holds this split as the plan has it, and it is still there.
 pub(crate) fn is_finished(work: &Work, plan: &Plan) -> Result<bool> {
     let manifest = read_manifest(work)?;
-    Ok(matches!(Shards::of(work, plan, manifest.as_ref())?, Shards::InManifest { .. }))
+    Ok(matches!(
+        Shards::of(work, plan, manifest.as_ref())?,
+        Shards::InManifest { .. }
+    ))
 }
 
 /// The manifest, if the destination has one.
@@ -105,7 +119,10 @@ pub(crate) fn read_manifest(work: &Work) -> Result<Option<Manifest>> {
 /// What is known of a split's shards.
 enum Shards {
     /// An earlier manifest lists them, and they are there.
-    InManifest { split: SplitManifest, report: SplitReport },
+    InManifest {
+        split: SplitManifest,
+        report: SplitReport,
+    },
     /// Each shard's record, if it has one.
     Records(Vec<Option<Record>>),
 }
@@ -119,12 +136,17 @@ impl Shards {
                 is_whole = is_whole && work.is_whole(&entry.name, entry.bytes)?;
             }
             if is_whole {
-                return Ok(Self::InManifest { split: split.clone(), report });
+                return Ok(Self::InManifest {
+                    split: split.clone(),
+                    report,
+                });
             }
         }
         let identity = plan.identity();
         let record = |shard| work.record(&shard_file(plan, shard), &identity);
-        Ok(Self::Records((0..plan.n_shards).map(record).collect::<Result<_>>()?))
+        Ok(Self::Records(
+            (0..plan.n_shards).map(record).collect::<Result<_>>()?,
+        ))
     }
 
     fn is_complete(&self) -> bool {
@@ -192,7 +214,9 @@ pub(crate) fn summary(plan: &Plan, records: &[Record]) -> SplitReport {
 /// The classes of all splits, which must agree; a split without classes (loose files) goes with any.
 pub(crate) fn merged_classes(plans: &[Plan]) -> Result<Vec<ClassName>> {
     let mut with_classes = plans.iter().filter(|plan| !plan.class_names.is_empty());
-    let Some(first) = with_classes.next() else { return Ok(Vec::new()) };
+    let Some(first) = with_classes.next() else {
+        return Ok(Vec::new());
+    };
     for plan in with_classes {
         let at = (0..first.class_names.len().max(plan.class_names.len()))
             .find(|&i| first.class_names.get(i) != plan.class_names.get(i));

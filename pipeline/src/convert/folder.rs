@@ -1,9 +1,9 @@
 //! Class folders: which part of a tree is meant, and which class each file is of.
 
+use super::classes::Classes;
 use super::error::{Error, Result};
 use super::source::{Ignored, Item, Listing, split_extension};
 use super::tree::{Entry, Tree};
-use super::classes::Classes;
 
 /// Makes a listing from a tree of class folders, or of loose files without classes.
 ///
@@ -30,7 +30,9 @@ pub(crate) fn class_folders(
         keep
     });
     let skip_bytes = strip_top(&mut entries, split, ignored);
-    let has_folders = entries.iter().any(|entry| entry.path[skip_bytes..].contains('/'));
+    let has_folders = entries
+        .iter()
+        .any(|entry| entry.path[skip_bytes..].contains('/'));
     if has_folders {
         entries.retain(|entry| {
             let keep = entry.path[skip_bytes..].contains('/');
@@ -41,29 +43,60 @@ pub(crate) fn class_folders(
         });
     }
     if entries.is_empty() {
-        let expected = format!("expected class folders or files directly inside{}", found(tree.ignored));
-        return Err(Error::NothingFound { path: tree.root, expected });
+        let expected = format!(
+            "expected class folders or files directly inside{}",
+            found(tree.ignored)
+        );
+        return Err(Error::NothingFound {
+            path: tree.root,
+            expected,
+        });
     }
     fn class_of(path: &str) -> Option<&str> {
         path.split_once('/').map(|(class, _)| class)
     }
     let classes = match classes {
         Some(classes) => classes,
-        None => Classes::found(entries.iter().filter_map(|entry| class_of(&entry.path[skip_bytes..])))?,
+        None => Classes::found(
+            entries
+                .iter()
+                .filter_map(|entry| class_of(&entry.path[skip_bytes..])),
+        )?,
     };
     let item = |entry: Entry| -> Result<Item> {
         let path = &entry.path[skip_bytes..];
-        let label = class_of(path).map(|class| classes.label(class)).transpose()?;
+        let label = class_of(path)
+            .map(|class| classes.label(class))
+            .transpose()?;
         let (key, extension) = split_extension(path);
-        Ok(Item { key: key.into(), extension: extension.into(), label, place: entry.place, bytes: entry.bytes })
+        Ok(Item {
+            key: key.into(),
+            extension: extension.into(),
+            label,
+            place: entry.place,
+            bytes: entry.bytes,
+        })
     };
-    let items = entries.into_iter().map(item).collect::<Result<Vec<Item>>>()?;
-    Listing::new(tree.root, tree.archives, items, classes.into_names(), tree.ignored.into_notes())
+    let items = entries
+        .into_iter()
+        .map(item)
+        .collect::<Result<Vec<Item>>>()?;
+    Listing::new(
+        tree.root,
+        tree.archives,
+        items,
+        classes.into_names(),
+        tree.ignored.into_notes(),
+    )
 }
 
 fn found(ignored: Ignored) -> String {
     let notes = ignored.into_notes();
-    if notes.is_empty() { String::new() } else { format!(" ({})", notes.join("; ")) }
+    if notes.is_empty() {
+        String::new()
+    } else {
+        format!(" ({})", notes.join("; "))
+    }
 }
 
 /// Finds the folders above the class folders; returns how many bytes of each path they take.
@@ -79,7 +112,9 @@ fn strip_top(entries: &mut Vec<Entry>, split: &str, ignored: &mut Ignored) -> us
         let is_split = |entry: &Entry| {
             top(entry).is_some_and(|bytes| entry.path[skip_bytes..][..bytes - 1] == *split)
         };
-        let Some(first) = entries.first() else { return skip_bytes };
+        let Some(first) = entries.first() else {
+            return skip_bytes;
+        };
         if entries.iter().any(is_split) {
             let keep: Vec<bool> = entries.iter().map(is_split).collect();
             let mut keep = keep.into_iter();
@@ -92,9 +127,12 @@ fn strip_top(entries: &mut Vec<Entry>, split: &str, ignored: &mut Ignored) -> us
             });
             return skip_bytes + split.len() + 1;
         }
-        let Some(bytes) = top(first) else { return skip_bytes };
+        let Some(bytes) = top(first) else {
+            return skip_bytes;
+        };
         let shared = first.path[skip_bytes..][..bytes].to_owned();
-        let all_share = |entry: &Entry| entry.path[skip_bytes..].starts_with(&shared) && top(entry).is_some();
+        let all_share =
+            |entry: &Entry| entry.path[skip_bytes..].starts_with(&shared) && top(entry).is_some();
         if !entries.iter().all(all_share) {
             return skip_bytes;
         }
@@ -116,19 +154,46 @@ mod tests {
             bytes: 1,
         };
         let entries = paths.iter().map(entry).collect();
-        let tree = Tree { root: PathBuf::from("src"), entries, archives: vec![], ignored: Ignored::default() };
+        let tree = Tree {
+            root: PathBuf::from("src"),
+            entries,
+            archives: vec![],
+            ignored: Ignored::default(),
+        };
         class_folders(tree, split, None, |path| !path.ends_with(".txt"), "texts")
     }
 
     fn keys(listing: &Listing) -> Vec<(&str, Option<i32>)> {
-        listing.items.iter().map(|item| (&*item.key, item.label)).collect()
+        listing
+            .items
+            .iter()
+            .map(|item| (&*item.key, item.label))
+            .collect()
     }
 
     #[test]
     fn classes_are_the_first_folders_sorted() {
-        let listing = list("train", &["n2/b.JPEG", "n2/deep/er/a.JPEG", "n1/x.JPEG", "README.txt"]).unwrap();
-        assert_eq!(keys(&listing), [("n1/x", Some(0)), ("n2/b", Some(1)), ("n2/deep/er/a", Some(1))]);
-        assert_eq!(listing.classes.iter().map(|c| c.id.as_str()).collect::<Vec<_>>(), ["n1", "n2"]);
+        let listing = list(
+            "train",
+            &["n2/b.JPEG", "n2/deep/er/a.JPEG", "n1/x.JPEG", "README.txt"],
+        )
+        .unwrap();
+        assert_eq!(
+            keys(&listing),
+            [
+                ("n1/x", Some(0)),
+                ("n2/b", Some(1)),
+                ("n2/deep/er/a", Some(1))
+            ]
+        );
+        assert_eq!(
+            listing
+                .classes
+                .iter()
+                .map(|c| c.id.as_str())
+                .collect::<Vec<_>>(),
+            ["n1", "n2"]
+        );
         assert_eq!(listing.notes, ["ignored 1 texts, first: README.txt"]);
     }
 
@@ -137,18 +202,33 @@ mod tests {
         for top in ["train/", "ILSVRC/Data/train/", "other/"] {
             let paths = [format!("{top}n1/x.JPEG"), format!("{top}n2/y.JPEG")];
             let listing = list("train", &[&paths[0], &paths[1]]).unwrap();
-            assert_eq!(keys(&listing), [("n1/x", Some(0)), ("n2/y", Some(1))], "{top}");
+            assert_eq!(
+                keys(&listing),
+                [("n1/x", Some(0)), ("n2/y", Some(1))],
+                "{top}"
+            );
         }
-        let beside = ["train/n1/x.JPEG", "train/n2/y.JPEG", "val/n1/z.JPEG", "loose.JPEG"];
+        let beside = [
+            "train/n1/x.JPEG",
+            "train/n2/y.JPEG",
+            "val/n1/z.JPEG",
+            "loose.JPEG",
+        ];
         let train = list("train", &beside).unwrap();
         assert_eq!(keys(&train), [("n1/x", Some(0)), ("n2/y", Some(1))]);
-        assert_eq!(train.notes, ["ignored 2 files outside the folder of the split, first: loose.JPEG"]);
+        assert_eq!(
+            train.notes,
+            ["ignored 2 files outside the folder of the split, first: loose.JPEG"]
+        );
         assert_eq!(keys(&list("val", &beside).unwrap()), [("n1/z", Some(0))]);
     }
 
     #[test]
     fn a_single_class_folder_stays_a_class() {
-        assert_eq!(keys(&list("train", &["n1/x.JPEG", "n1/y.JPEG"]).unwrap()), [("n1/x", Some(0)), ("n1/y", Some(0))]);
+        assert_eq!(
+            keys(&list("train", &["n1/x.JPEG", "n1/y.JPEG"]).unwrap()),
+            [("n1/x", Some(0)), ("n1/y", Some(0))]
+        );
     }
 
     #[test]
@@ -158,12 +238,18 @@ mod tests {
         assert!(listing.classes.is_empty());
         let mixed = list("val", &["v_2.JPEG", "a/v_1.JPEG"]).unwrap();
         assert_eq!(keys(&mixed), [("a/v_1", Some(0))]);
-        assert_eq!(mixed.notes, ["ignored 1 files beside the class folders, first: v_2.JPEG"]);
+        assert_eq!(
+            mixed.notes,
+            ["ignored 1 files beside the class folders, first: v_2.JPEG"]
+        );
     }
 
     #[test]
     fn nothing_to_do_says_what_was_there() {
         let message = list("train", &["a.txt"]).unwrap_err().to_string();
-        assert!(message.contains("ignored 1 texts") && message.contains("src"), "{message}");
+        assert!(
+            message.contains("ignored 1 texts") && message.contains("src"),
+            "{message}"
+        );
     }
 }

@@ -4,9 +4,11 @@ use shards::ImageRow;
 
 use super::error::{Error, Result};
 use super::options::{Check, ImagenetOptions};
-use super::outcome::{Outcome, Scratch, file_name, fault, pixels};
+use super::outcome::{Outcome, Scratch, fault, file_name, pixels};
 use super::source::{Item, Listing, Place};
-use crate::codec::{CodecError, ImageFormat, ImageInfo, Rgb8Image, decode_rgb8, encode_rgb8, probe};
+use crate::codec::{
+    CodecError, ImageFormat, ImageInfo, Rgb8Image, decode_rgb8, encode_rgb8, probe,
+};
 use crate::views::resize::resize_short_side;
 
 /// Converts one picture.
@@ -20,7 +22,11 @@ pub(crate) fn convert_image(
     scratch: &mut Scratch,
 ) -> Result<Outcome> {
     if let Place::Absent(path) = &item.place {
-        return Ok(Outcome::skip(item, "no such file", format!("no such file: {}", path.display())));
+        return Ok(Outcome::skip(
+            item,
+            "no such file",
+            format!("no such file: {}", path.display()),
+        ));
     }
     let bytes = listing.read(item)?;
     let refused = |error| Outcome::refused(item, error);
@@ -28,11 +34,12 @@ pub(crate) fn convert_image(
         Ok(info) => info,
         Err(error) => return refused(error),
     };
-    let too_large = options.short_side.filter(|&short| info.width.min(info.height) > short);
-    if too_large.is_some() || options.check == Check::Full {
-        if let Err(error) = decode(&bytes, info, scratch) {
-            return refused(error);
-        }
+    let too_large = options
+        .short_side
+        .filter(|&short| info.width.min(info.height) > short);
+    let is_decoded = too_large.is_some() || options.check == Check::Full;
+    if is_decoded && let Err(error) = decode(&bytes, info, scratch) {
+        return refused(error);
     }
     let Some(short_side) = too_large else {
         return Ok(Outcome::Image(ImageRow {
@@ -45,13 +52,13 @@ pub(crate) fn convert_image(
         }));
     };
     match reduced(&scratch.image, short_side, options.quality)? {
-        Ok((bytes, width, height)) => Ok(Outcome::Image(ImageRow {
+        Ok(jpeg) => Ok(Outcome::Image(ImageRow {
             key: item.key.to_string(),
-            bytes: bytes.into(),
+            bytes: jpeg.bytes.into(),
             path: format!("{}.jpg", item.key),
             label: item.label,
-            width: pixels(width),
-            height: pixels(height),
+            width: pixels(jpeg.width),
+            height: pixels(jpeg.height),
         })),
         Err(error) => refused(error),
     }
@@ -68,7 +75,14 @@ fn decode(bytes: &[u8], info: ImageInfo, scratch: &mut Scratch) -> Result<(), Co
     }
 }
 
-/// A picture as JPEG, its short side reduced to `short_side` if it is longer; with its size.
+/// A coded picture and its size.
+pub(crate) struct Jpeg {
+    pub bytes: Vec<u8>,
+    pub width: u32,
+    pub height: u32,
+}
+
+/// A picture as JPEG, its short side reduced to `short_side` if it is longer.
 ///
 /// # Errors
 /// The outer one is not the picture's fault.
@@ -76,16 +90,21 @@ pub(crate) fn reduced(
     image: &Rgb8Image,
     short_side: u32,
     quality: u8,
-) -> Result<Result<(Vec<u8>, u32, u32), CodecError>> {
+) -> Result<Result<Jpeg, CodecError>> {
     let smaller;
     let image = if image.width.min(image.height) > short_side {
-        smaller = resize_short_side(image, short_side).map_err(|error| Error::Internal(error.to_string()))?;
+        smaller = resize_short_side(image, short_side)
+            .map_err(|error| Error::Internal(error.to_string()))?;
         &smaller
     } else {
         image
     };
     match encode_rgb8(image, quality) {
-        Ok(bytes) => Ok(Ok((bytes, image.width, image.height))),
+        Ok(bytes) => Ok(Ok(Jpeg {
+            bytes,
+            width: image.width,
+            height: image.height,
+        })),
         Err(error) if fault(&error).is_some() => Ok(Err(error)),
         Err(error) => Err(Error::Internal(error.to_string())),
     }

@@ -28,16 +28,33 @@ struct State<T> {
 
 impl<T> InOrder<T> {
     pub fn new(n_jobs: u64, limit_bytes: u64) -> Self {
-        let state =
-            State { next_job: 0, next_result: 0, waiting: BTreeMap::new(), waiting_bytes: 0, is_closed: false };
-        Self { state: Mutex::new(state), taken: Condvar::new(), brought: Condvar::new(), n_jobs, limit_bytes }
+        let state = State {
+            next_job: 0,
+            next_result: 0,
+            waiting: BTreeMap::new(),
+            waiting_bytes: 0,
+            is_closed: false,
+        };
+        Self {
+            state: Mutex::new(state),
+            taken: Condvar::new(),
+            brought: Condvar::new(),
+            n_jobs,
+            limit_bytes,
+        }
     }
 
     /// The next job to do, once there is room for its result; `None` if there are no more or it is closed.
     pub fn claim(&self) -> Option<u64> {
         let mut state = self.lock();
-        while !state.is_closed && state.next_job < self.n_jobs && state.waiting_bytes >= self.limit_bytes {
-            state = self.taken.wait(state).unwrap_or_else(PoisonError::into_inner);
+        while !state.is_closed
+            && state.next_job < self.n_jobs
+            && state.waiting_bytes >= self.limit_bytes
+        {
+            state = self
+                .taken
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
         }
         if state.is_closed || state.next_job >= self.n_jobs {
             return None;
@@ -70,7 +87,10 @@ impl<T> InOrder<T> {
                 self.taken.notify_all();
                 return Some(result);
             }
-            state = self.brought.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self
+                .brought
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -143,7 +163,10 @@ mod tests {
                     queue.bring(job, job, 1000);
                 }
             });
-            assert_eq!([queue.take(), queue.take(), queue.take(), queue.take()], [Some(0), Some(1), Some(2), None]);
+            assert_eq!(
+                [queue.take(), queue.take(), queue.take(), queue.take()],
+                [Some(0), Some(1), Some(2), None]
+            );
         });
     }
 

@@ -16,9 +16,16 @@ impl Layout {
     /// shards than items.
     ///
     /// `seed` permutes the items; `None` keeps their order. `weight` is an item's size in any unit.
-    pub fn new(n_items: u32, n_shards: u64, seed: Option<u64>, weight: impl Fn(u32) -> u64) -> Self {
+    pub fn new(
+        n_items: u32,
+        n_shards: u64,
+        seed: Option<u64>,
+        weight: impl Fn(u32) -> u64,
+    ) -> Self {
         let order = order(n_items, seed);
-        let n_shards = usize::try_from(n_shards).unwrap_or(usize::MAX).clamp(1, order.len().max(1));
+        let n_shards = usize::try_from(n_shards)
+            .unwrap_or(usize::MAX)
+            .clamp(1, order.len().max(1));
         let total: u128 = order.iter().map(|&item| u128::from(weight(item))).sum();
         let mut starts = vec![0];
         let (mut position, mut sum) = (0, 0_u128);
@@ -43,7 +50,9 @@ impl Layout {
 
     /// The items of a shard in the order of their rows; none if there is no such shard.
     pub fn shard(&self, shard: u64) -> &[u32] {
-        let bounds = usize::try_from(shard).ok().and_then(|shard| self.starts.get(shard..shard + 2));
+        let bounds = usize::try_from(shard)
+            .ok()
+            .and_then(|shard| self.starts.get(shard..shard + 2));
         bounds.map_or(&[], |bounds| &self.order[bounds[0]..bounds[1]])
     }
 }
@@ -116,7 +125,11 @@ mod tests {
     fn shards_weigh_about_the_same() {
         let layout = Layout::new(1000, 10, Some(0), |item| u64::from(item % 7) + 1);
         for shard in 0..10 {
-            let weight: u64 = layout.shard(shard).iter().map(|item| u64::from(item % 7) + 1).sum();
+            let weight: u64 = layout
+                .shard(shard)
+                .iter()
+                .map(|item| u64::from(item % 7) + 1)
+                .sum();
             assert!((390..=410).contains(&weight), "{weight}");
         }
     }

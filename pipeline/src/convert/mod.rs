@@ -43,9 +43,10 @@ mod work;
 #[cfg(test)]
 mod tests;
 
+pub use crate::config::MaxBad;
 pub use error::{Error, Result};
 pub use finish::finish;
-pub use options::{Check, CommonOptions, FrameRange, ImagenetOptions, KineticsOptions, MaxBad};
+pub use options::{Check, CommonOptions, FrameRange, ImagenetOptions, KineticsOptions};
 pub use part::Part;
 pub use progress::{Progress, ProgressEvent};
 pub use report::{ConvertReport, Damaged, Skipped, SplitReport};

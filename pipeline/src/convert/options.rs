@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::error::{Error, Result};
 use super::part::Part;
+use crate::config::MaxBad;
 
 const MIB: u64 = 1 << 20;
 
@@ -30,7 +31,12 @@ pub struct ImagenetOptions {
 
 impl Default for ImagenetOptions {
     fn default() -> Self {
-        Self { common: CommonOptions::default(), short_side: None, quality: 90, check: Check::Full }
+        Self {
+            common: CommonOptions::default(),
+            short_side: None,
+            quality: 90,
+            check: Check::Full,
+        }
     }
 }
 
@@ -99,7 +105,7 @@ impl Default for CommonOptions {
             row_group_bytes: 16 * MIB,
             shuffle_seed: Some(0),
             class_names: None,
-            max_bad: MaxBad::default(),
+            max_bad: MaxBad::Percent(1.0),
             part: None,
         }
     }
@@ -123,7 +129,11 @@ impl FromStr for Check {
         match text {
             "full" => Ok(Self::Full),
             "header" => Ok(Self::Header),
-            _ => Err(Error::Option { name: "check", value: text.into(), expected: "'full' or 'header'" }),
+            _ => Err(Error::Option {
+                name: "check",
+                value: text.into(),
+                expected: "'full' or 'header'",
+            }),
         }
     }
 }
@@ -164,7 +174,11 @@ impl FromStr for FrameRange {
         let (start, end) = text.split_once("..").ok_or_else(wrong)?;
         let number = |text: &str| text.parse::<u64>().map_err(|_| wrong());
         let start = if start.is_empty() { 0 } else { number(start)? };
-        let end = if end.is_empty() { None } else { Some(number(end)?) };
+        let end = if end.is_empty() {
+            None
+        } else {
+            Some(number(end)?)
+        };
         if end.is_some_and(|end| end <= start) {
             return Err(wrong());
         }
@@ -172,87 +186,36 @@ impl FromStr for FrameRange {
     }
 }
 
-/// How many broken items a run bears: a share of its items (`1%`) or a number of them (`20`).
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub enum MaxBad {
-    /// At most this share of the run's items, 0 to 1.
-    Share(f64),
-    /// At most so many.
-    Count(u64),
-}
+impl TryFrom<String> for FrameRange {
+    type Error = Error;
 
-impl Default for MaxBad {
-    fn default() -> Self {
-        Self::Share(0.01)
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
     }
 }
 
-impl MaxBad {
-    /// Whether `bad` broken ones of `of` items are too many.
-    pub fn is_exceeded(&self, bad: u64, of: u64) -> bool {
-        match *self {
-            Self::Share(share) => bad as f64 > share * of as f64,
-            Self::Count(count) => bad > count,
-        }
+impl From<FrameRange> for String {
+    fn from(range: FrameRange) -> Self {
+        range.to_string()
     }
 }
-
-impl fmt::Display for MaxBad {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            // Six decimals are enough to write a share and read the same one back.
-            Self::Share(share) => write!(f, "{}%", (share * 1e8).round() / 1e6),
-            Self::Count(count) => write!(f, "{count}"),
-        }
-    }
-}
-
-impl FromStr for MaxBad {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        let wrong = || Error::Option {
-            name: "max_bad",
-            value: text.into(),
-            expected: "a share from 0% to 100% or a whole number of items",
-        };
-        match text.strip_suffix('%') {
-            Some(percent) => {
-                let percent: f64 = percent.trim().parse().map_err(|_| wrong())?;
-                if !(0.0..=100.0).contains(&percent) {
-                    return Err(wrong());
-                }
-                Ok(Self::Share(percent / 100.0))
-            }
-            None => Ok(Self::Count(text.parse().map_err(|_| wrong())?)),
-        }
-    }
-}
-
-macro_rules! through_text {
-    ($($name:ty),*) => {$(
-        impl TryFrom<String> for $name {
-            type Error = Error;
-            fn try_from(text: String) -> Result<Self> {
-                text.parse()
-            }
-        }
-        impl From<$name> for String {
-            fn from(value: $name) -> Self {
-                value.to_string()
-            }
-        }
-    )*};
-}
-through_text!(FrameRange, MaxBad);
 
 impl CommonOptions {
     fn validate(&self, short_side: Option<u32>, quality: u8) -> Result<()> {
-        let wrong = |name, value: String, expected| Err(Error::Option { name, value, expected });
+        let wrong = |name, value: String, expected| {
+            Err(Error::Option {
+                name,
+                value,
+                expected,
+            })
+        };
         let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '.';
         if self.split.is_empty() || self.split.starts_with('.') || !self.split.chars().all(plain) {
-            return wrong("split", self.split.clone(), "letters, digits, '_' and '.', not '.' first");
+            return wrong(
+                "split",
+                self.split.clone(),
+                "letters, digits, '_' and '.', not '.' first",
+            );
         }
         if self.shard_bytes == 0 {
             return wrong("shard_bytes", "0".into(), "at least 1");
@@ -316,7 +279,11 @@ impl KineticsOptions {
     pub fn validate(&self) -> Result<()> {
         self.common.validate(self.short_side, self.quality)?;
         if self.frame_stride == 0 {
-            return Err(Error::Option { name: "frame_stride", value: "0".into(), expected: "at least 1" });
+            return Err(Error::Option {
+                name: "frame_stride",
+                value: "0".into(),
+                expected: "at least 1",
+            });
         }
         Ok(())
     }
@@ -337,29 +304,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn max_bad_is_a_share_or_a_count() {
-        let share: MaxBad = "1%".parse().unwrap();
-        assert!(!share.is_exceeded(3, 300));
-        assert!(share.is_exceeded(4, 300));
-        assert!(share.is_exceeded(1, 50), "one of fifty is two percent");
-        let count: MaxBad = "2".parse().unwrap();
-        assert!(!count.is_exceeded(2, 3) && count.is_exceeded(3, 1_000_000));
-        assert!(!"0".parse::<MaxBad>().unwrap().is_exceeded(0, 0));
-        for text in ["", "-1", "101%", "x%", "1.5", "NaN%"] {
-            assert!(text.parse::<MaxBad>().is_err(), "{text}");
-        }
-        for text in ["1%", "0.05%", "100%", "7"] {
-            assert_eq!(text.parse::<MaxBad>().unwrap().to_string(), text);
-        }
-    }
-
-    #[test]
     fn frame_ranges_are_half_open() {
         let range: FrameRange = "10..20".parse().unwrap();
-        assert_eq!(range, FrameRange { start: 10, end: Some(20) });
+        assert_eq!(
+            range,
+            FrameRange {
+                start: 10,
+                end: Some(20)
+            }
+        );
         assert!(!range.is_past(19) && range.is_past(20));
-        assert_eq!("5..".parse::<FrameRange>().unwrap(), FrameRange { start: 5, end: None });
-        assert_eq!("..5".parse::<FrameRange>().unwrap(), FrameRange { start: 0, end: Some(5) });
+        assert_eq!(
+            "5..".parse::<FrameRange>().unwrap(),
+            FrameRange {
+                start: 5,
+                end: None
+            }
+        );
+        assert_eq!(
+            "..5".parse::<FrameRange>().unwrap(),
+            FrameRange {
+                start: 0,
+                end: Some(5)
+            }
+        );
         assert_eq!(range.to_string(), "10..20");
         for text in ["", "5", "7..7", "9..3", "a..", "..-1"] {
             assert!(text.parse::<FrameRange>().is_err(), "{text}");
@@ -369,12 +337,16 @@ mod tests {
     #[test]
     fn options_read_back_from_a_flat_file() {
         let options: ImagenetOptions =
-            serde_json::from_str(r#"{"split":"val","short_side":256,"max_bad":"3%","part":"2/4"}"#).unwrap();
+            serde_json::from_str(r#"{"split":"val","short_side":256,"max_bad":"3%","part":"2/4"}"#)
+                .unwrap();
         assert_eq!(options.common.split, "val");
         assert_eq!(options.short_side, Some(256));
         assert_eq!(options.common.part, Some(Part { index: 1, count: 4 }));
         let text = serde_json::to_string(&options).unwrap();
-        assert_eq!(serde_json::from_str::<ImagenetOptions>(&text).unwrap(), options);
+        assert_eq!(
+            serde_json::from_str::<ImagenetOptions>(&text).unwrap(),
+            options
+        );
     }
 
     #[test]
@@ -391,12 +363,24 @@ mod tests {
 
     #[test]
     fn values_out_of_range_are_named() {
-        let mut options = KineticsOptions { frame_stride: 0, ..Default::default() };
-        assert!(options.validate().unwrap_err().to_string().contains("frame_stride"));
+        let mut options = KineticsOptions {
+            frame_stride: 0,
+            ..Default::default()
+        };
+        assert!(
+            options
+                .validate()
+                .unwrap_err()
+                .to_string()
+                .contains("frame_stride")
+        );
         options.frame_stride = 1;
         options.common.split = "../x".into();
         assert!(options.validate().unwrap_err().to_string().contains("../x"));
-        let options = ImagenetOptions { quality: 0, ..Default::default() };
+        let options = ImagenetOptions {
+            quality: 0,
+            ..Default::default()
+        };
         assert!(options.validate().is_err());
     }
 }

@@ -19,7 +19,10 @@ pub(crate) struct Scratch {
 pub(crate) enum Outcome {
     Image(ImageRow),
     /// `damage` says what could not be used of the clip.
-    Clip { row: ClipRow, damage: Option<String> },
+    Clip {
+        row: ClipRow,
+        damage: Option<String>,
+    },
     Skip(Skipped),
 }
 
@@ -28,14 +31,22 @@ impl Outcome {
     pub fn image_bytes(&self) -> u64 {
         match self {
             Self::Image(row) => row.bytes.len() as u64,
-            Self::Clip { row, .. } => row.frames.iter().map(|frame| frame.bytes.len() as u64).sum(),
+            Self::Clip { row, .. } => row
+                .frames
+                .iter()
+                .map(|frame| frame.bytes.len() as u64)
+                .sum(),
             Self::Skip(_) => 0,
         }
     }
 
     /// An item that is left out.
     pub fn skip(item: &Item, fault: &str, reason: String) -> Self {
-        Self::Skip(Skipped { key: item.key.to_string(), fault: fault.to_owned(), reason })
+        Self::Skip(Skipped {
+            key: item.key.to_string(),
+            fault: fault.to_owned(),
+            reason,
+        })
     }
 
     /// An item that a codec refuses.

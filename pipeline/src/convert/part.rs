@@ -46,22 +46,40 @@ impl Part {
     /// As [`Part::from_env`].
     pub fn from_lookup(lookup: impl Fn(&str) -> Option<String>) -> Result<Option<Self>> {
         let number = |name: &'static str| -> Result<Option<u64>> {
-            let Some(value) = lookup(name) else { return Ok(None) };
+            let Some(value) = lookup(name) else {
+                return Ok(None);
+            };
             match value.trim().parse() {
                 Ok(number) => Ok(Some(number)),
-                Err(_) => Err(Error::Environment { name, value, expected: "expected a whole number" }),
+                Err(_) => Err(Error::Environment {
+                    name,
+                    value,
+                    expected: "expected a whole number",
+                }),
             }
         };
         let needed = |name: &'static str, expected: &'static str| -> Result<u64> {
-            number(name)?.ok_or(Error::Environment { name, value: String::new(), expected })
+            number(name)?.ok_or(Error::Environment {
+                name,
+                value: String::new(),
+                expected,
+            })
         };
         if let Some(id) = number("SLURM_ARRAY_TASK_ID")? {
-            let count = needed("SLURM_ARRAY_TASK_COUNT", "not set, although SLURM_ARRAY_TASK_ID is")?;
+            let count = needed(
+                "SLURM_ARRAY_TASK_COUNT",
+                "not set, although SLURM_ARRAY_TASK_ID is",
+            )?;
             let first = number("SLURM_ARRAY_TASK_MIN")?.unwrap_or(0);
             let step = number("SLURM_ARRAY_TASK_STEP")?.unwrap_or(1).max(1);
-            let offset = id.checked_sub(first).filter(|offset| offset % step == 0 && offset / step < count);
+            let offset = id
+                .checked_sub(first)
+                .filter(|offset| offset % step == 0 && offset / step < count);
             return match offset {
-                Some(offset) => Ok(Some(Self { index: offset / step, count })),
+                Some(offset) => Ok(Some(Self {
+                    index: offset / step,
+                    count,
+                })),
                 None => Err(Error::Environment {
                     name: "SLURM_ARRAY_TASK_ID",
                     value: id.to_string(),
@@ -99,8 +117,14 @@ impl FromStr for Part {
     fn from_str(text: &str) -> Result<Self> {
         let parse = || {
             let (index, count) = text.split_once('/')?;
-            let (index, count) = (index.trim().parse::<u64>().ok()?, count.trim().parse::<u64>().ok()?);
-            (1..=count).contains(&index).then(|| Self { index: index - 1, count })
+            let (index, count) = (
+                index.trim().parse::<u64>().ok()?,
+                count.trim().parse::<u64>().ok()?,
+            );
+            (1..=count).contains(&index).then(|| Self {
+                index: index - 1,
+                count,
+            })
         };
         parse().ok_or_else(|| Error::Option {
             name: "part",
@@ -129,7 +153,11 @@ mod tests {
     use super::*;
 
     fn from(vars: &[(&str, &str)]) -> Result<Option<Part>> {
-        Part::from_lookup(|name| vars.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned()))
+        Part::from_lookup(|name| {
+            vars.iter()
+                .find(|(n, _)| *n == name)
+                .map(|(_, v)| (*v).to_owned())
+        })
     }
 
     #[test]
@@ -145,7 +173,9 @@ mod tests {
     #[test]
     fn every_shard_is_one_parts() {
         for shard in 0..20 {
-            let owners = (0..3).filter(|&index| Part { index, count: 3 }.has(shard)).count();
+            let owners = (0..3)
+                .filter(|&index| Part { index, count: 3 }.has(shard))
+                .count();
             assert_eq!(owners, 1);
         }
         assert!((0..20).all(|shard| Part::WHOLE.has(shard)));
@@ -154,7 +184,11 @@ mod tests {
     #[test]
     fn a_slurm_array_from_any_first_number() {
         assert_eq!(from(&[]).unwrap(), None);
-        let vars = [("SLURM_ARRAY_TASK_ID", "3"), ("SLURM_ARRAY_TASK_MIN", "1"), ("SLURM_ARRAY_TASK_COUNT", "4")];
+        let vars = [
+            ("SLURM_ARRAY_TASK_ID", "3"),
+            ("SLURM_ARRAY_TASK_MIN", "1"),
+            ("SLURM_ARRAY_TASK_COUNT", "4"),
+        ];
         assert_eq!(from(&vars).unwrap(), Some(Part { index: 2, count: 4 }));
         let stepped = [
             ("SLURM_ARRAY_TASK_ID", "6"),
@@ -163,10 +197,16 @@ mod tests {
             ("SLURM_ARRAY_TASK_STEP", "2"),
         ];
         assert_eq!(from(&stepped).unwrap(), Some(Part { index: 3, count: 4 }));
-        let gap = [("SLURM_ARRAY_TASK_ID", "9"), ("SLURM_ARRAY_TASK_MIN", "1"), ("SLURM_ARRAY_TASK_COUNT", "2")];
+        let gap = [
+            ("SLURM_ARRAY_TASK_ID", "9"),
+            ("SLURM_ARRAY_TASK_MIN", "1"),
+            ("SLURM_ARRAY_TASK_COUNT", "2"),
+        ];
         assert!(from(&gap).unwrap_err().to_string().contains("without gaps"));
         assert!(from(&[("SLURM_ARRAY_TASK_ID", "x")]).is_err());
-        let message = from(&[("SLURM_ARRAY_TASK_ID", "1")]).unwrap_err().to_string();
+        let message = from(&[("SLURM_ARRAY_TASK_ID", "1")])
+            .unwrap_err()
+            .to_string();
         assert!(message.contains("SLURM_ARRAY_TASK_COUNT"), "{message}");
     }
 
@@ -174,7 +214,12 @@ mod tests {
     fn a_kubernetes_index_needs_the_number_of_completions() {
         let vars = [("JOB_COMPLETION_INDEX", "0"), ("JOB_COMPLETIONS", "5")];
         assert_eq!(from(&vars).unwrap(), Some(Part { index: 0, count: 5 }));
-        assert!(from(&vars[..1]).unwrap_err().to_string().contains("JOB_COMPLETIONS"));
+        assert!(
+            from(&vars[..1])
+                .unwrap_err()
+                .to_string()
+                .contains("JOB_COMPLETIONS")
+        );
         assert!(from(&[("JOB_COMPLETION_INDEX", "5"), ("JOB_COMPLETIONS", "5")]).is_err());
     }
 }

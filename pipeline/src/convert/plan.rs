@@ -42,7 +42,10 @@ impl SourceDigest {
         let mut hasher = Sha256::new();
         for item in &listing.items {
             let present = !matches!(item.place, Place::Absent(_));
-            let line = format!("{}\0{}\0{:?}\0{}\0{present}\n", item.key, item.extension, item.label, item.bytes);
+            let line = format!(
+                "{}\0{}\0{:?}\0{}\0{present}\n",
+                item.key, item.extension, item.label, item.bytes
+            );
             hasher.update(line.as_bytes());
         }
         Self {
@@ -95,21 +98,28 @@ impl Plan {
     pub fn differences(&self, wanted: &Wanted<'_>) -> Option<String> {
         let mut differences = Vec::new();
         if self.version != WORK_VERSION {
-            differences.push(format!("work folder of version {}, this program writes {WORK_VERSION}", self.version));
+            differences.push(format!(
+                "work folder of version {}, this program writes {WORK_VERSION}",
+                self.version
+            ));
         }
         if self.kind != wanted.kind {
-            differences.push(format!("it holds {:?}, not {:?}", self.kind, wanted.kind).to_lowercase());
+            differences
+                .push(format!("it holds {:?}, not {:?}", self.kind, wanted.kind).to_lowercase());
         }
-        let names: std::collections::BTreeSet<&String> = self.options.keys().chain(wanted.options.keys()).collect();
+        let names: std::collections::BTreeSet<&String> =
+            self.options.keys().chain(wanted.options.keys()).collect();
         for name in names {
             let (then, now) = (self.options.get(name), wanted.options.get(name));
             if then != now {
-                let show = |value: Option<&Value>| value.map_or("not set".to_owned(), Value::to_string);
+                let show =
+                    |value: Option<&Value>| value.map_or("not set".to_owned(), Value::to_string);
                 differences.push(format!("{name} was {} and is {}", show(then), show(now)));
             }
         }
         if self.source != *wanted.source {
-            let show = |source: &SourceDigest| format!("{} items of {} bytes", source.items, source.bytes);
+            let show =
+                |source: &SourceDigest| format!("{} items of {} bytes", source.items, source.bytes);
             differences.push(format!(
                 "the source list was {} ({}) and is {} ({})",
                 show(&self.source),
@@ -139,11 +149,13 @@ fn sorted(options: &Map<String, Value>) -> std::collections::BTreeMap<&String, &
 
 fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        // Writing to a `String` cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    bytes
+        .iter()
+        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+            // Writing to a `String` cannot fail.
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
 }
 
 #[cfg(test)]
@@ -157,7 +169,13 @@ mod tests {
 
     fn listing(bytes: u64) -> Listing {
         let place = Place::File(Path::new("a.jpg").into());
-        let item = Item { key: "a".into(), extension: ".jpg".into(), label: Some(3), place, bytes };
+        let item = Item {
+            key: "a".into(),
+            extension: ".jpg".into(),
+            label: Some(3),
+            place,
+            bytes,
+        };
         Listing::new(PathBuf::from("src"), vec![], vec![item], vec![], vec![]).unwrap()
     }
 
@@ -169,13 +187,28 @@ mod tests {
     #[test]
     fn what_differs_is_said() {
         let plan = plan();
-        let same = Wanted { kind: plan.kind, options: &plan.options, source: &plan.source, class_names: &[] };
+        let same = Wanted {
+            kind: plan.kind,
+            options: &plan.options,
+            source: &plan.source,
+            class_names: &[],
+        };
         assert_eq!(plan.differences(&same), None);
         let options = json!({"quality": 90}).as_object().unwrap().clone();
         let source = SourceDigest::of(&listing(6));
-        let other = Wanted { kind: Kind::Clips, options: &options, source: &source, class_names: &[] };
+        let other = Wanted {
+            kind: Kind::Clips,
+            options: &options,
+            source: &source,
+            class_names: &[],
+        };
         let text = plan.differences(&other).unwrap();
-        for part in ["short_side was 256 and is not set", "quality was not set and is 90", "6 bytes", "clips"] {
+        for part in [
+            "short_side was 256 and is not set",
+            "quality was not set and is 90",
+            "6 bytes",
+            "clips",
+        ] {
             assert!(text.contains(part), "{part} in {text}");
         }
     }
@@ -187,9 +220,15 @@ mod tests {
         let back: Plan = serde_json::from_str(&text).unwrap();
         assert_eq!(back, plan);
         assert_eq!(back.identity(), plan.identity());
-        let other = Plan { n_shards: 2, ..plan.clone() };
+        let other = Plan {
+            n_shards: 2,
+            ..plan.clone()
+        };
         assert_ne!(other.identity(), plan.identity());
-        let same_work = Plan { notes: vec!["x".into()], ..plan.clone() };
+        let same_work = Plan {
+            notes: vec!["x".into()],
+            ..plan.clone()
+        };
         assert_eq!(same_work.identity(), plan.identity());
     }
 }

@@ -108,7 +108,11 @@ pub struct ConvertReport {
 
 /// The first few skipped items in words.
 pub(crate) fn first_few(skipped: &[Skipped]) -> String {
-    let mut text: Vec<String> = skipped.iter().take(3).map(|s| format!("{} ({})", s.key, s.reason)).collect();
+    let mut text: Vec<String> = skipped
+        .iter()
+        .take(3)
+        .map(|s| format!("{} ({})", s.key, s.reason))
+        .collect();
     if skipped.len() > 3 {
         text.push("...".into());
     }

@@ -61,7 +61,13 @@ pub fn imagenet(
         listing: &listing,
         convert: &convert,
         // Pictures that keep their bytes are as large as they are; pictures made smaller are all about as large.
-        weight: &|item| if re_encoded { 1 } else { listing.items[item as usize].bytes },
+        weight: &|item| {
+            if re_encoded {
+                1
+            } else {
+                listing.items[item as usize].bytes
+            }
+        },
         sample: if re_encoded { IMAGE_SAMPLE } else { 0 },
         progress,
         stop,
@@ -90,7 +96,8 @@ pub fn kinetics(
     let start = Instant::now();
     say(progress, format!("listing {}", src.display()));
     let listing = kinetics_source::list(src, options)?;
-    let convert = |item: &Item, scratch: &mut _| convert_clip(&listing, item, options, scratch, stop);
+    let convert =
+        |item: &Item, scratch: &mut _| convert_clip(&listing, item, options, scratch, stop);
     Run {
         kind: Kind::Clips,
         src,
@@ -131,7 +138,12 @@ impl Run<'_> {
         let work = Work::open(dst)?;
         let plan = self.plan(&work)?;
         let part = self.common.part.unwrap_or(Part::WHOLE);
-        let layout = Layout::new(self.n_items()?, plan.n_shards, self.common.shuffle_seed, self.weight);
+        let layout = Layout::new(
+            self.n_items()?,
+            plan.n_shards,
+            self.common.shuffle_seed,
+            self.weight,
+        );
         if is_finished(&work, &plan)? {
             return self.already_finished(&work, &layout, start);
         }
@@ -157,11 +169,19 @@ impl Run<'_> {
         }
         let bytes_of = |shards: &[u64]| -> u64 {
             let items = shards.iter().flat_map(|&shard| layout.shard(shard));
-            items.map(|&item| self.listing.items[item as usize].bytes).sum()
+            items
+                .map(|&item| self.listing.items[item as usize].bytes)
+                .sum()
         };
-        let items_of = |shards: &[u64]| shards.iter().map(|&shard| layout.shard(shard).len() as u64).sum::<u64>();
-        let (items_done, bytes_done) =
-            kept.iter().fold((0, 0), |(items, bytes), r| (items + r.items, bytes + r.source_bytes));
+        let items_of = |shards: &[u64]| {
+            shards
+                .iter()
+                .map(|&shard| layout.shard(shard).len() as u64)
+                .sum::<u64>()
+        };
+        let (items_done, bytes_done) = kept.iter().fold((0, 0), |(items, bytes), r| {
+            (items + r.items, bytes + r.source_bytes)
+        });
         let items = items_done + items_of(&missing);
         self.progress.on(&ProgressEvent::Planned {
             items,
@@ -172,7 +192,12 @@ impl Run<'_> {
             shards_done: kept.len() as u64,
         });
 
-        let mut bad = BadLimit { max_bad: self.common.max_bad, n_items: items, n_bad: 0, first: Vec::new() };
+        let mut bad = BadLimit {
+            max_bad: self.common.max_bad,
+            n_items: items,
+            n_bad: 0,
+            first: Vec::new(),
+        };
         for record in &kept {
             bad.add(&record.skipped)?;
         }
@@ -229,21 +254,43 @@ impl Run<'_> {
         };
         let agreed = |plan: Plan| match plan.differences(&wanted) {
             None => Ok(plan),
-            Some(differences) => Err(Error::OtherPlan { dst: work.dst.clone(), differences }),
+            Some(differences) => Err(Error::OtherPlan {
+                dst: work.dst.clone(),
+                differences,
+            }),
         };
         if let Some(plan) = work.plan(split)? {
             return agreed(plan);
         }
         // A split without a plan was not made here; it could be neither kept nor replaced with a good conscience.
-        for split in read_manifest(work)?.into_iter().flat_map(|manifest| manifest.splits.into_keys()) {
+        for split in read_manifest(work)?
+            .into_iter()
+            .flat_map(|manifest| manifest.splits.into_keys())
+        {
             if work.plan(&split)?.is_none() {
-                return Err(Error::SplitExists { dst: work.dst.clone(), split });
+                return Err(Error::SplitExists {
+                    dst: work.dst.clone(),
+                    split,
+                });
             }
         }
-        let draft = |bytes, n| Plan::new(self.kind, split, self.options.clone(), self.listing, bytes, n);
+        let draft = |bytes, n| {
+            Plan::new(
+                self.kind,
+                split,
+                self.options.clone(),
+                self.listing,
+                bytes,
+                n,
+            )
+        };
         check_other_splits(work, &draft(0, 0))?;
         let bytes = self.estimate()?;
-        let n_shards = n_shards(bytes, self.common.shard_bytes, self.listing.items.len() as u64);
+        let n_shards = n_shards(
+            bytes,
+            self.common.shard_bytes,
+            self.listing.items.len() as u64,
+        );
         work.write_plan(&draft(bytes, n_shards))?;
         // Read again: where several parts start at once, one of them wrote last, and all take what is there.
         match work.plan(split)? {
@@ -255,30 +302,51 @@ impl Run<'_> {
     /// Bytes of all pictures after conversion, from the source's sizes and a few items.
     fn estimate(&self) -> Result<u64> {
         let n_items = self.n_items()?;
-        let weights = |items: &mut dyn Iterator<Item = u32>| -> u128 { items.map(|i| u128::from((self.weight)(i))).sum() };
+        let weights = |items: &mut dyn Iterator<Item = u32>| -> u128 {
+            items.map(|i| u128::from((self.weight)(i))).sum()
+        };
         let total = weights(&mut (0..n_items));
         if self.sample == 0 {
             return Ok(u64::try_from(total).unwrap_or(u64::MAX));
         }
         let sample = evenly_spaced(n_items, self.sample.min(n_items.div_ceil(SAMPLE_SPACING)));
-        say(self.progress, format!("measuring {} of {n_items} items", sample.len()));
+        say(
+            self.progress,
+            format!("measuring {} of {n_items} items", sample.len()),
+        );
         let bytes = measure(self.listing, &sample, self.convert, self.common.n_workers())?;
         let measured = weights(&mut sample.iter().copied());
-        let estimate = (total * u128::from(bytes)).checked_div(measured).unwrap_or(0);
+        let estimate = (total * u128::from(bytes))
+            .checked_div(measured)
+            .unwrap_or(0);
         Ok(u64::try_from(estimate).unwrap_or(u64::MAX))
     }
 
     fn n_items(&self) -> Result<u32> {
         let n_items = self.listing.items.len();
-        u32::try_from(n_items).map_err(|_| Error::Internal(format!("{n_items} items are too many, expected less than 2^32")))
+        u32::try_from(n_items).map_err(|_| {
+            Error::Internal(format!(
+                "{n_items} items are too many, expected less than 2^32"
+            ))
+        })
     }
 
-    fn already_finished(&self, work: &Work, layout: &Layout, start: Instant) -> Result<ConvertReport> {
+    fn already_finished(
+        &self,
+        work: &Work,
+        layout: &Layout,
+        start: Instant,
+    ) -> Result<ConvertReport> {
         // Removes records that a run killed at its very end left behind.
         let mut reports = finish_split(work, &self.common.split)?;
         reports.retain(|report| report.split == self.common.split);
-        let split = reports.pop().ok_or_else(|| Error::Internal("the split just finished is gone".into()))?;
-        say(self.progress, format!("{} is complete, nothing to do", work.dst));
+        let split = reports
+            .pop()
+            .ok_or_else(|| Error::Internal("the split just finished is gone".into()))?;
+        say(
+            self.progress,
+            format!("{} is complete, nothing to do", work.dst),
+        );
         Ok(ConvertReport {
             split,
             shards_resumed: layout.n_shards(),

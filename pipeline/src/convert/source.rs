@@ -60,8 +60,15 @@ impl Listing {
             let name = |item: &Item| match &item.place {
                 Place::File(path) | Place::Absent(path) => path.display().to_string(),
                 Place::Member { archive, .. } => {
-                    let archive = archives.get(*archive as usize).map(|a| a.path.display().to_string());
-                    format!("{}{} in {}", item.key, item.extension, archive.unwrap_or_default())
+                    let archive = archives
+                        .get(*archive as usize)
+                        .map(|a| a.path.display().to_string());
+                    format!(
+                        "{}{} in {}",
+                        item.key,
+                        item.extension,
+                        archive.unwrap_or_default()
+                    )
                 }
             };
             return Err(Error::DuplicateKey {
@@ -70,7 +77,13 @@ impl Listing {
                 second: name(&pair[1]),
             });
         }
-        Ok(Self { root, archives, items, classes, notes })
+        Ok(Self {
+            root,
+            archives,
+            items,
+            classes,
+            notes,
+        })
     }
 
     /// Path of an item's own file; `None` for a member of an archive and for what is absent.
@@ -90,9 +103,16 @@ impl Listing {
         match &item.place {
             Place::File(path) => {
                 let path = self.root.join(path);
-                let bytes = std::fs::read(&path).map_err(|source| Error::Read { path: path.clone(), source })?;
+                let bytes = std::fs::read(&path).map_err(|source| Error::Read {
+                    path: path.clone(),
+                    source,
+                })?;
                 if bytes.len() as u64 != item.bytes {
-                    let reason = format!("it had {} bytes when it was listed and has {} now", item.bytes, bytes.len());
+                    let reason = format!(
+                        "it had {} bytes when it was listed and has {} now",
+                        item.bytes,
+                        bytes.len()
+                    );
                     return Err(Error::Changed { path, reason });
                 }
                 Ok(bytes)
@@ -123,7 +143,11 @@ pub(crate) struct Archive {
 
 impl Archive {
     pub fn new(path: PathBuf) -> Self {
-        Self { path, handle: OnceLock::new(), keep_open: true }
+        Self {
+            path,
+            handle: OnceLock::new(),
+            keep_open: true,
+        }
     }
 
     /// Most archives kept open at once: a folder of 1000 tars must not meet the usual limit of 1024 open files.
@@ -134,14 +158,20 @@ impl Archive {
     }
 
     fn read_at(&self, offset: u64, bytes: u64) -> Result<Vec<u8>> {
-        let failed = |source| Error::Read { path: self.path.clone(), source };
-        let n_bytes = usize::try_from(bytes).map_err(|_| Error::Internal(format!("a member of {bytes} bytes")))?;
+        let failed = |source| Error::Read {
+            path: self.path.clone(),
+            source,
+        };
+        let n_bytes = usize::try_from(bytes)
+            .map_err(|_| Error::Internal(format!("a member of {bytes} bytes")))?;
         let mut buffer = vec![0; n_bytes];
         let mut read = |file: &File| match file.read_exact_at(&mut buffer, offset) {
-            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Err(Error::Changed {
-                path: self.path.clone(),
-                reason: "it is shorter than when it was listed".into(),
-            }),
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+                Err(Error::Changed {
+                    path: self.path.clone(),
+                    reason: "it is shorter than when it was listed".into(),
+                })
+            }
             other => other.map_err(failed),
         };
         match self.handle.get() {
@@ -175,7 +205,9 @@ impl Ignored {
 
     /// One line a reason.
     pub fn into_notes(self) -> Vec<String> {
-        let line = |(reason, (count, first)): (&str, (u64, String))| format!("ignored {count} {reason}, first: {first}");
+        let line = |(reason, (count, first)): (&str, (u64, String))| {
+            format!("ignored {count} {reason}, first: {first}")
+        };
         self.0.into_iter().map(line).collect()
     }
 }
@@ -195,12 +227,22 @@ mod tests {
 
     fn item(key: &str, extension: &str) -> Item {
         let place = Place::File(Path::new(&format!("{key}{extension}")).into());
-        Item { key: key.into(), extension: extension.into(), label: None, place, bytes: 0 }
+        Item {
+            key: key.into(),
+            extension: extension.into(),
+            label: None,
+            place,
+            bytes: 0,
+        }
     }
 
     #[test]
     fn items_are_sorted_bytewise() {
-        let items = vec![item("b/a", ".jpg"), item("B/z", ".jpg"), item("b.c", ".jpg")];
+        let items = vec![
+            item("b/a", ".jpg"),
+            item("B/z", ".jpg"),
+            item("b.c", ".jpg"),
+        ];
         let listing = Listing::new(PathBuf::new(), vec![], items, vec![], vec![]).unwrap();
         let keys: Vec<&str> = listing.items.iter().map(|item| &*item.key).collect();
         assert_eq!(keys, ["B/z", "b.c", "b/a"]);
@@ -208,9 +250,18 @@ mod tests {
 
     #[test]
     fn a_key_that_occurs_twice_names_both() {
-        let items = vec![item("a/x", ".png"), item("a/y", ".jpg"), item("a/x", ".jpg")];
-        let message = Listing::new(PathBuf::new(), vec![], items, vec![], vec![]).unwrap_err().to_string();
-        assert!(message.contains("a/x.jpg") && message.contains("a/x.png"), "{message}");
+        let items = vec![
+            item("a/x", ".png"),
+            item("a/y", ".jpg"),
+            item("a/x", ".jpg"),
+        ];
+        let message = Listing::new(PathBuf::new(), vec![], items, vec![], vec![])
+            .unwrap_err()
+            .to_string();
+        assert!(
+            message.contains("a/x.jpg") && message.contains("a/x.png"),
+            "{message}"
+        );
     }
 
     #[test]
@@ -231,8 +282,14 @@ mod tests {
         assert_eq!(listing.read(&listing.items[0]).unwrap(), b"12345");
         std::fs::write(dir.path().join("x.jpg"), b"123").unwrap();
         let changed = listing.read(&listing.items[0]).unwrap_err();
-        assert!(matches!(&changed, Error::Changed { path, .. } if path.ends_with("x.jpg")), "{changed}");
+        assert!(
+            matches!(&changed, Error::Changed { path, .. } if path.ends_with("x.jpg")),
+            "{changed}"
+        );
         let gone = listing.read(&listing.items[1]).unwrap_err();
-        assert!(matches!(&gone, Error::Read { path, .. } if path.ends_with("y.jpg")), "{gone}");
+        assert!(
+            matches!(&gone, Error::Read { path, .. } if path.ends_with("y.jpg")),
+            "{gone}"
+        );
     }
 }

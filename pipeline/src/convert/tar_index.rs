@@ -28,10 +28,19 @@ pub(crate) fn index_tar(
     entries: &mut Vec<Entry>,
     ignored: &mut Ignored,
 ) -> Result<()> {
-    let failed = |source| Error::Read { path: path.to_path_buf(), source };
+    let failed = |source| Error::Read {
+        path: path.to_path_buf(),
+        source,
+    };
     let file = File::open(path).map_err(failed)?;
     let bytes = file.metadata().map_err(failed)?.len();
-    let mut walk = Walk { path, file: &file, archive, entries, ignored };
+    let mut walk = Walk {
+        path,
+        file: &file,
+        archive,
+        entries,
+        ignored,
+    };
     walk.stretch(0, bytes, prefix, 0)
 }
 
@@ -45,11 +54,22 @@ struct Walk<'a> {
 
 impl Walk<'_> {
     fn stretch(&mut self, start: u64, bytes: u64, prefix: &str, depth: u32) -> Result<()> {
-        let damaged = |reason: String| Error::Archive { path: self.path.to_path_buf(), reason };
-        let mut tar = tar::Archive::new(Stretch { file: self.file, start, bytes, position: 0 });
-        let members = tar.entries_with_seek().map_err(|error| damaged(error.to_string()))?;
+        let damaged = |reason: String| Error::Archive {
+            path: self.path.to_path_buf(),
+            reason,
+        };
+        let mut tar = tar::Archive::new(Stretch {
+            file: self.file,
+            start,
+            bytes,
+            position: 0,
+        });
+        let members = tar
+            .entries_with_seek()
+            .map_err(|error| damaged(error.to_string()))?;
         for member in members {
-            let member = member.map_err(|error| damaged(format!("damaged in '{prefix}': {error}")))?;
+            let member =
+                member.map_err(|error| damaged(format!("damaged in '{prefix}': {error}")))?;
             let raw_name = member.path_bytes();
             let name = String::from_utf8_lossy(&raw_name);
             match member.header().entry_type() {
@@ -65,11 +85,13 @@ impl Walk<'_> {
                 }
             }
             let Ok(name) = std::str::from_utf8(&raw_name) else {
-                self.ignored.add("members of an archive whose name is not UTF-8", &name);
+                self.ignored
+                    .add("members of an archive whose name is not UTF-8", &name);
                 continue;
             };
             let Some(name) = safe_name(name) else {
-                self.ignored.add("members of an archive whose name leads out of it", name);
+                self.ignored
+                    .add("members of an archive whose name leads out of it", name);
                 continue;
             };
             if name.split('/').any(|part| part.starts_with('.')) {
@@ -78,17 +100,24 @@ impl Walk<'_> {
             }
             let (offset, size) = (member.raw_file_position(), member.size());
             if offset.checked_add(size).is_none_or(|end| end > bytes) {
-                return Err(damaged(format!("it is cut short: '{prefix}{name}' reaches past its end")));
+                return Err(damaged(format!(
+                    "it is cut short: '{prefix}{name}' reaches past its end"
+                )));
             }
             let name = without_repeated_folder(prefix, &name);
             match tar_stem(name) {
                 Some(stem) if depth < MOST_NESTED => {
                     self.stretch(start + offset, size, &format!("{prefix}{stem}/"), depth + 1)?;
                 }
-                Some(_) => self.ignored.add("archives nested too deep", &format!("{prefix}{name}")),
+                Some(_) => self
+                    .ignored
+                    .add("archives nested too deep", &format!("{prefix}{name}")),
                 None => self.entries.push(Entry {
                     path: format!("{prefix}{name}"),
-                    place: Place::Member { archive: self.archive, offset: start + offset },
+                    place: Place::Member {
+                        archive: self.archive,
+                        offset: start + offset,
+                    },
                     bytes: size,
                 }),
             }
@@ -109,13 +138,20 @@ fn safe_name(name: &str) -> Option<String> {
     if name.starts_with('/') {
         return None;
     }
-    let parts: Vec<&str> = name.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
+    let parts: Vec<&str> = name
+        .split('/')
+        .filter(|part| !part.is_empty() && *part != ".")
+        .collect();
     (!parts.is_empty() && !parts.contains(&"..")).then(|| parts.join("/"))
 }
 
 /// With the prefix `n01440764/`, `n01440764/x.JPEG` is `x.JPEG`.
 fn without_repeated_folder<'a>(prefix: &str, name: &'a str) -> &'a str {
-    let folder = prefix.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
+    let folder = prefix
+        .trim_end_matches('/')
+        .rsplit('/')
+        .next()
+        .unwrap_or_default();
     match name.split_once('/') {
         Some((first, rest)) if first == folder && !rest.is_empty() => rest,
         _ => name,
@@ -134,7 +170,9 @@ impl Read for Stretch<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let left = usize::try_from(self.bytes.saturating_sub(self.position)).unwrap_or(usize::MAX);
         let n = buffer.len().min(left);
-        let n = self.file.read_at(&mut buffer[..n], self.start + self.position)?;
+        let n = self
+            .file
+            .read_at(&mut buffer[..n], self.start + self.position)?;
         self.position += n as u64;
         Ok(n)
     }
@@ -168,17 +206,25 @@ pub(crate) mod tests {
         builder.into_inner().unwrap()
     }
 
-    fn index(bytes: &[u8]) -> (Result<Vec<(String, Vec<u8>)>>, Vec<String>) {
+    /// Name and content of each member.
+    type Members = Vec<(String, Vec<u8>)>;
+
+    fn index(bytes: &[u8]) -> (Result<Members>, Vec<String>) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.tar");
         std::fs::write(&path, bytes).unwrap();
         let (mut entries, mut ignored) = (Vec::new(), Ignored::default());
         let result = index_tar(&path, 0, "", &mut entries, &mut ignored).map(|()| {
             let content = |entry: &Entry| match entry.place {
-                Place::Member { offset, .. } => bytes[offset as usize..][..entry.bytes as usize].to_vec(),
+                Place::Member { offset, .. } => {
+                    bytes[offset as usize..][..entry.bytes as usize].to_vec()
+                }
                 _ => unreachable!("a tar has members alone"),
             };
-            entries.iter().map(|entry| (entry.path.clone(), content(entry))).collect()
+            entries
+                .iter()
+                .map(|entry| (entry.path.clone(), content(entry)))
+                .collect()
         });
         (result, ignored.into_notes())
     }
@@ -186,7 +232,11 @@ pub(crate) mod tests {
     #[test]
     fn members_and_members_of_inner_tars() {
         let long_name = format!("c/{}.JPEG", "l".repeat(150));
-        let inner = tar_of(&[("x.JPEG", b"inner x"), ("n01/y.JPEG", b"inner y"), (&long_name, b"long")]);
+        let inner = tar_of(&[
+            ("x.JPEG", b"inner x"),
+            ("n01/y.JPEG", b"inner y"),
+            (&long_name, b"long"),
+        ]);
         let outer = tar_of(&[("./a/b.JPEG", b"plain"), ("n01.tar", &inner)]);
         let (entries, notes) = index(&outer);
         let expected: Vec<(String, Vec<u8>)> = vec![
@@ -221,7 +271,13 @@ pub(crate) mod tests {
         let (entries, notes) = index(&builder.into_inner().unwrap());
         assert_eq!(entries.unwrap(), [("a/good.JPEG".to_owned(), Vec::new())]);
         let notes = notes.join("\n");
-        for text in ["2 links", "1 special", "2 members of an archive whose name leads out", "1 hidden", "not UTF-8"] {
+        for text in [
+            "2 links",
+            "1 special",
+            "2 members of an archive whose name leads out",
+            "1 hidden",
+            "not UTF-8",
+        ] {
             assert!(notes.contains(text), "{text} in {notes}");
         }
     }
@@ -241,6 +297,12 @@ pub(crate) mod tests {
     fn an_inner_tar_that_lies_about_its_size() {
         let inner = tar_of(&[("x.JPEG", &[1; 600])]);
         let outer = tar_of(&[("n01.tar", &inner[..700])]);
-        assert!(index(&outer).0.unwrap_err().to_string().contains("n01/x.JPEG"));
+        assert!(
+            index(&outer)
+                .0
+                .unwrap_err()
+                .to_string()
+                .contains("n01/x.JPEG")
+        );
     }
 }

@@ -38,15 +38,26 @@ pub(crate) enum Tars {
 /// # Errors
 /// [`Error::Read`], [`Error::Archive`], and [`Error::NothingFound`] if `src` is neither a folder nor a tar.
 pub(crate) fn walk(src: &Path, tars: Tars) -> Result<Tree> {
-    let metadata = std::fs::metadata(src).map_err(|source| Error::Read { path: src.to_path_buf(), source })?;
-    let mut tree = Tree { root: src.to_path_buf(), entries: vec![], archives: vec![], ignored: Ignored::default() };
+    let metadata = std::fs::metadata(src).map_err(|source| Error::Read {
+        path: src.to_path_buf(),
+        source,
+    })?;
+    let mut tree = Tree {
+        root: src.to_path_buf(),
+        entries: vec![],
+        archives: vec![],
+        ignored: Ignored::default(),
+    };
     if metadata.is_dir() {
         walk_folder(&mut tree, tars)?;
     } else {
         refuse_compressed(src)?;
         let is_tar = src.to_str().and_then(tar_stem).is_some();
         if tars == Tars::AsFiles || !is_tar {
-            return Err(Error::NothingFound { path: src.to_path_buf(), expected: "expected a folder or a .tar".into() });
+            return Err(Error::NothingFound {
+                path: src.to_path_buf(),
+                expected: "expected a folder or a .tar".into(),
+            });
         }
         tree.archives.push(Archive::new(src.to_path_buf()));
         index_tar(src, 0, "", &mut tree.entries, &mut tree.ignored)?;
@@ -69,21 +80,28 @@ fn walk_folder(tree: &mut Tree, tars: Tars) -> Result<()> {
     for file in files {
         let file = file.map_err(|error| {
             let path = error.path().unwrap_or(&root).to_path_buf();
-            Error::Read { path, source: error.into() }
+            Error::Read {
+                path,
+                source: error.into(),
+            }
         })?;
         if file.file_type().is_dir() {
             continue;
         }
         let relative = file.path().strip_prefix(&root).unwrap_or(file.path());
         let Some(name) = relative.to_str() else {
-            tree.ignored.add("files whose name is not UTF-8", &relative.to_string_lossy());
+            tree.ignored
+                .add("files whose name is not UTF-8", &relative.to_string_lossy());
             continue;
         };
         if is_hidden(file.file_name()) {
             tree.ignored.add("hidden files", name);
             continue;
         }
-        let failed = |error: walkdir::Error| Error::Read { path: file.path().to_path_buf(), source: error.into() };
+        let failed = |error: walkdir::Error| Error::Read {
+            path: file.path().to_path_buf(),
+            source: error.into(),
+        };
         let metadata = file.metadata().map_err(failed)?;
         if !metadata.is_file() {
             tree.ignored.add("special files", name);
@@ -95,23 +113,44 @@ fn walk_folder(tree: &mut Tree, tars: Tars) -> Result<()> {
                 let archive = u32::try_from(tree.archives.len())
                     .map_err(|_| Error::Internal("more than 4294967295 archives".into()))?;
                 tree.archives.push(Archive::new(file.path().to_path_buf()));
-                index_tar(file.path(), archive, &format!("{stem}/"), &mut tree.entries, &mut tree.ignored)?;
+                index_tar(
+                    file.path(),
+                    archive,
+                    &format!("{stem}/"),
+                    &mut tree.entries,
+                    &mut tree.ignored,
+                )?;
                 continue;
             }
         }
         let place = Place::File(relative.into());
-        tree.entries.push(Entry { path: name.to_owned(), place, bytes: metadata.len() });
+        tree.entries.push(Entry {
+            path: name.to_owned(),
+            place,
+            bytes: metadata.len(),
+        });
     }
     Ok(())
 }
 
 /// A compressed tar has no places to read from; to skip it silently would lose a class.
 fn refuse_compressed(path: &Path) -> Result<()> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
-    let endings = [".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4"];
+    let name = path
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .to_ascii_lowercase();
+    let endings = [
+        ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4",
+    ];
     if endings.iter().any(|ending| name.ends_with(ending)) {
-        let reason = "a compressed archive cannot be read in place; decompress it to a plain .tar first".into();
-        return Err(Error::Archive { path: path.to_path_buf(), reason });
+        let reason =
+            "a compressed archive cannot be read in place; decompress it to a plain .tar first"
+                .into();
+        return Err(Error::Archive {
+            path: path.to_path_buf(),
+            reason,
+        });
     }
     Ok(())
 }
@@ -122,7 +161,10 @@ mod tests {
     use crate::convert::tar_index::tests::tar_of;
 
     fn paths(tree: &Tree) -> Vec<&str> {
-        tree.entries.iter().map(|entry| entry.path.as_str()).collect()
+        tree.entries
+            .iter()
+            .map(|entry| entry.path.as_str())
+            .collect()
     }
 
     #[test]
@@ -134,12 +176,19 @@ mod tests {
         std::fs::write(dir.path().join("b/.git/h.jpg"), b"x").unwrap();
         std::fs::write(dir.path().join("b/.DS_Store"), b"x").unwrap();
         std::fs::write(dir.path().join("b/x.jpg"), b"12").unwrap();
-        std::fs::write(dir.path().join("a.tar"), tar_of(&[("y.jpg", b"1"), ("a/z.jpg", b"1")])).unwrap();
+        std::fs::write(
+            dir.path().join("a.tar"),
+            tar_of(&[("y.jpg", b"1"), ("a/z.jpg", b"1")]),
+        )
+        .unwrap();
         std::os::unix::fs::symlink(elsewhere.path(), dir.path().join("c")).unwrap();
         let tree = walk(dir.path(), Tars::Index).unwrap();
         assert_eq!(paths(&tree), ["a/y.jpg", "a/z.jpg", "b/x.jpg", "c/l.jpg"]);
         assert_eq!(tree.entries[2].bytes, 2);
-        assert_eq!(tree.ignored.into_notes(), ["ignored 1 hidden files, first: b/.DS_Store"]);
+        assert_eq!(
+            tree.ignored.into_notes(),
+            ["ignored 1 hidden files, first: b/.DS_Store"]
+        );
         let as_files = walk(dir.path(), Tars::AsFiles).unwrap();
         assert_eq!(paths(&as_files), ["a.tar", "b/x.jpg", "c/l.jpg"]);
     }
@@ -151,10 +200,16 @@ mod tests {
         assert!(matches!(missing, Error::Read { .. }) && missing.to_string().contains("none"));
         let text = dir.path().join("x.txt");
         std::fs::write(&text, b"x").unwrap();
-        assert!(matches!(walk(&text, Tars::Index), Err(Error::NothingFound { .. })));
+        assert!(matches!(
+            walk(&text, Tars::Index),
+            Err(Error::NothingFound { .. })
+        ));
         std::fs::write(dir.path().join("a.tar.gz"), b"x").unwrap();
         let message = walk(dir.path(), Tars::Index).unwrap_err().to_string();
-        assert!(message.contains("decompress") && message.contains("a.tar.gz"), "{message}");
+        assert!(
+            message.contains("decompress") && message.contains("a.tar.gz"),
+            "{message}"
+        );
     }
 
     #[test]
@@ -162,6 +217,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("a")).unwrap();
         std::os::unix::fs::symlink(dir.path(), dir.path().join("a/up")).unwrap();
-        assert!(matches!(walk(dir.path(), Tars::Index), Err(Error::Read { .. })));
+        assert!(matches!(
+            walk(dir.path(), Tars::Index),
+            Err(Error::Read { .. })
+        ));
     }
 }

@@ -53,7 +53,10 @@ pub(crate) struct Work {
 
 impl Work {
     pub fn open(dst: &str) -> Result<Self> {
-        Ok(Self { store: Store::open(dst)?, dst: dst.to_owned() })
+        Ok(Self {
+            store: Store::open(dst)?,
+            dst: dst.to_owned(),
+        })
     }
 
     pub fn plan(&self, split: &str) -> Result<Option<Plan>> {
@@ -69,7 +72,10 @@ impl Work {
         let mut plans = Vec::new();
         for (path, _) in self.store.list(&format!("{FOLDER}/"))? {
             let name = path.rsplit('/').next().unwrap_or_default();
-            if let Some(split) = name.strip_prefix("plan-").and_then(|name| name.strip_suffix(".json")) {
+            if let Some(split) = name
+                .strip_prefix("plan-")
+                .and_then(|name| name.strip_suffix(".json"))
+            {
                 plans.extend(self.plan(split)?);
             }
         }
@@ -78,7 +84,9 @@ impl Work {
 
     /// The record of a shard, if the shard is there, whole, and made under this plan.
     pub fn record(&self, shard: &str, plan: &str) -> Result<Option<Record>> {
-        let Some(record) = self.read::<Record>(&record_path(shard))? else { return Ok(None) };
+        let Some(record) = self.read::<Record>(&record_path(shard))? else {
+            return Ok(None);
+        };
         let is_whole = record.plan == plan && self.is_whole(shard, record.bytes)?;
         Ok(is_whole.then_some(record))
     }
@@ -103,7 +111,8 @@ impl Work {
     /// Removes what killed runs left half written of the whole split, or of one shard if others may be at work.
     pub fn remove_stale_temps(&self, split_or_shard: &str) -> Result<()> {
         self.store.remove_stale_temps(split_or_shard)?;
-        self.store.remove_stale_temps(&format!("{FOLDER}/{split_or_shard}"))?;
+        self.store
+            .remove_stale_temps(&format!("{FOLDER}/{split_or_shard}"))?;
         Ok(())
     }
 
@@ -128,11 +137,15 @@ impl Work {
         }
         let bytes = self.store.read(path)?;
         let value = serde_json::from_slice(&bytes);
-        value.map(Some).map_err(|error| Error::State { path: format!("{}/{path}", self.dst), reason: error.to_string() })
+        value.map(Some).map_err(|error| Error::State {
+            path: format!("{}/{path}", self.dst),
+            reason: error.to_string(),
+        })
     }
 
     fn write<T: Serialize>(&self, path: &str, value: &T) -> Result<()> {
-        let mut text = serde_json::to_vec_pretty(value).map_err(|error| Error::Internal(error.to_string()))?;
+        let mut text =
+            serde_json::to_vec_pretty(value).map_err(|error| Error::Internal(error.to_string()))?;
         text.push(b'\n');
         Ok(self.store.put_atomic(path, &text)?)
     }

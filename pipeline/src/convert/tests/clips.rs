@@ -18,15 +18,32 @@ fn clip(path: &Path, number: u32, n_frames: u32) {
 
 fn source(dir: &Path) -> std::path::PathBuf {
     let src = dir.join("src");
-    for (number, (name, n_frames)) in [("a/x.mp4", 7), ("a/y.avi", 12), ("b/z.mp4", 1), ("b/w.mkv", 9)].iter().enumerate() {
+    for (number, (name, n_frames)) in [
+        ("a/x.mp4", 7),
+        ("a/y.avi", 12),
+        ("b/z.mp4", 1),
+        ("b/w.mkv", 9),
+    ]
+    .iter()
+    .enumerate()
+    {
         clip(&src.join(name), number as u32 * 20, *n_frames);
     }
     src
 }
 
 fn small() -> KineticsOptions {
-    let common = CommonOptions { shard_bytes: 8000, row_group_bytes: 4000, shuffle_seed: None, ..Default::default() };
-    KineticsOptions { common, short_side: Some(24), ..Default::default() }
+    let common = CommonOptions {
+        shard_bytes: 8000,
+        row_group_bytes: 4000,
+        shuffle_seed: None,
+        ..Default::default()
+    };
+    KineticsOptions {
+        common,
+        short_side: Some(24),
+        ..Default::default()
+    }
 }
 
 #[test]
@@ -38,10 +55,15 @@ fn frames_are_those_that_decode_made_smaller() {
     assert_eq!((report.split.samples, report.split.rows), (4, 29));
     assert!(report.split.shards >= 2);
     let set = ShardSet::open(dst.to_str().unwrap(), "train").unwrap();
-    let clips: Vec<(String, u32, Option<i32>)> =
-        (0..4).map(|i| set.sample(i).unwrap()).map(|s| (s.key, s.n_frames, s.label)).collect();
+    let clips: Vec<(String, u32, Option<i32>)> = (0..4)
+        .map(|i| set.sample(i).unwrap())
+        .map(|s| (s.key, s.n_frames, s.label))
+        .collect();
     let expected = [("a/x", 7, 0), ("a/y", 12, 0), ("b/w", 9, 1), ("b/z", 1, 1)];
-    assert_eq!(clips, expected.map(|(key, n, label)| (key.to_owned(), n, Some(label))));
+    assert_eq!(
+        clips,
+        expected.map(|(key, n, label)| (key.to_owned(), n, Some(label)))
+    );
     let frame = decode_rgb8(&set.picture(1, 11).unwrap()).unwrap();
     assert_eq!((frame.width, frame.height), (32, 24));
 }
@@ -54,15 +76,29 @@ fn stride_and_range_choose_frames() {
         let dst = dir.path().join(name);
         convert_clips(&src, &dst, options).unwrap();
         let set = ShardSet::open(dst.to_str().unwrap(), "train").unwrap();
-        let y = (0..set.n_samples()).find(|&i| set.sample(i).unwrap().key == "a/y").unwrap();
-        (0..set.n_frames(y).unwrap()).map(|k| set.picture(y, k).unwrap().to_vec()).collect()
+        let y = (0..set.n_samples())
+            .find(|&i| set.sample(i).unwrap().key == "a/y")
+            .unwrap();
+        (0..set.n_frames(y).unwrap())
+            .map(|k| set.picture(y, k).unwrap().to_vec())
+            .collect()
     };
     let all = frames("all", &small());
-    let mut options = KineticsOptions { frame_stride: 3, frame_range: "2..9".parse().unwrap(), ..small() };
+    let mut options = KineticsOptions {
+        frame_stride: 3,
+        frame_range: "2..9".parse().unwrap(),
+        ..small()
+    };
     options.common.max_bad = MaxBad::Count(1);
-    assert_eq!(frames("some", &options), [all[2].clone(), all[5].clone(), all[8].clone()]);
+    assert_eq!(
+        frames("some", &options),
+        [all[2].clone(), all[5].clone(), all[8].clone()]
+    );
     let report = convert_clips(&src, &dir.path().join("some"), &options).unwrap();
-    assert_eq!(report.split.skipped[0].key, "b/z", "its one frame is before the range");
+    assert_eq!(
+        report.split.skipped[0].key, "b/z",
+        "its one frame is before the range"
+    );
     assert_eq!(report.split.skipped[0].fault, "no frames");
 }
 
@@ -77,10 +113,29 @@ fn broken_and_absent_clips_are_named() {
     let mut options = small();
     options.common.max_bad = "75%".parse().unwrap();
     let report = convert_clips(&list, &dir.path().join("dst"), &options).unwrap();
-    let named: Vec<(&str, &str)> = report.split.skipped.iter().map(|s| (s.key.as_str(), s.fault.as_str())).collect();
-    assert_eq!(named, [("a/empty", "empty"), ("a/gone", "no such file"), ("a/text", "not a video")]);
+    let named: Vec<(&str, &str)> = report
+        .split
+        .skipped
+        .iter()
+        .map(|s| (s.key.as_str(), s.fault.as_str()))
+        .collect();
+    assert_eq!(
+        named,
+        [
+            ("a/empty", "empty"),
+            ("a/gone", "no such file"),
+            ("a/text", "not a video")
+        ]
+    );
     let root = dir.path().to_str().unwrap();
-    assert!(report.split.skipped.iter().all(|s| !s.reason.contains(root)), "reports hold no path of this machine");
+    assert!(
+        report
+            .split
+            .skipped
+            .iter()
+            .all(|s| !s.reason.contains(root)),
+        "reports hold no path of this machine"
+    );
     assert_eq!(report.split.samples, 1);
 }
 
@@ -101,8 +156,18 @@ fn workers_parts_and_stops_make_the_same_bytes() {
     finish(dir.path().join("parts").to_str().unwrap()).unwrap();
     let stopped = dir.path().join("stopped");
     for items in [1, 2] {
-        let progress = StopAfter { items: std::cell::Cell::new(items), stop: Stop::new() };
-        let error = kinetics(&src, stopped.to_str().unwrap(), &small(), &progress, &progress.stop).unwrap_err();
+        let progress = StopAfter {
+            items: std::cell::Cell::new(items),
+            stop: Stop::new(),
+        };
+        let error = kinetics(
+            &src,
+            stopped.to_str().unwrap(),
+            &small(),
+            &progress,
+            &progress.stop,
+        )
+        .unwrap_err();
         assert!(matches!(error, Error::Stopped { .. }), "{error}");
     }
     run("stopped", 3, None);

@@ -17,7 +17,10 @@ fn parts_and_finish_equal_the_whole() {
     for part in ["2/2", "1/2"] {
         if n_items > 0 {
             let error = finish(parts.to_str().unwrap()).unwrap_err();
-            assert!(matches!(&error, Error::Unfinished { first, .. } if first.starts_with("train-00000-of-")), "{error}");
+            assert!(
+                matches!(&error, Error::Unfinished { first, .. } if first.starts_with("train-00000-of-")),
+                "{error}"
+            );
         }
         options.common.part = Some(part.parse().unwrap());
         let report = convert(&src, &parts, &options).unwrap();
@@ -55,11 +58,20 @@ fn two_splits_in_one_set() {
     options.common.split = "val".into();
     convert(&src, &dst, &options).unwrap();
     let both = set_of(&dst);
-    for (name, bytes) in train_alone.iter().filter(|(name, _)| name.ends_with(".parquet")) {
-        assert!(both[name] == *bytes, "{name} of the other split was touched");
+    for (name, bytes) in train_alone
+        .iter()
+        .filter(|(name, _)| name.ends_with(".parquet"))
+    {
+        assert!(
+            both[name] == *bytes,
+            "{name} of the other split was touched"
+        );
     }
     let manifest: serde_json::Value = serde_json::from_slice(&both["manifest.json"]).unwrap();
-    assert!(manifest["splits"]["train"]["shards"].is_array() && manifest["splits"]["val"]["shards"].is_array());
+    assert!(
+        manifest["splits"]["train"]["shards"].is_array()
+            && manifest["splits"]["val"]["shards"].is_array()
+    );
     assert_eq!(manifest["options"]["val"]["check"], "full");
 
     // The other way round it is the same set.
@@ -79,10 +91,19 @@ fn splits_with_other_classes_or_of_another_kind_are_refused() {
     let mut options = small_shards();
     options.common.split = "val".into();
     let message = convert(&src, &dst, &options).unwrap_err().to_string();
-    assert!(message.contains("class 1 is 'c1'") && message.contains("'c2'"), "{message}");
-    let clips = KineticsOptions { common: options.common.clone(), ..Default::default() };
+    assert!(
+        message.contains("class 1 is 'c1'") && message.contains("'c2'"),
+        "{message}"
+    );
+    let clips = KineticsOptions {
+        common: options.common.clone(),
+        ..Default::default()
+    };
     let message = convert_clips(&src, &dst, &clips).unwrap_err().to_string();
-    assert!(message.contains("clips need a destination of their own"), "{message}");
+    assert!(
+        message.contains("clips need a destination of their own"),
+        "{message}"
+    );
 
     let loose = dir.path().join("loose");
     std::fs::create_dir(&loose).unwrap();
@@ -100,10 +121,18 @@ fn other_options_and_another_source_are_refused_with_what_differs() {
     let mut options = small_shards();
     options.short_side = Some(20);
     let message = convert(&src, &dst, &options).unwrap_err().to_string();
-    assert!(message.contains("short_side was null and is 20") && message.contains("start over"), "{message}");
+    assert!(
+        message.contains("short_side was null and is 20") && message.contains("start over"),
+        "{message}"
+    );
     std::fs::write(src.join("c0/new.JPEG"), jpeg(99)).unwrap();
-    let message = convert(&src, &dst, &small_shards()).unwrap_err().to_string();
-    assert!(message.contains("was 8 items") && message.contains("is 9 items"), "{message}");
+    let message = convert(&src, &dst, &small_shards())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        message.contains("was 8 items") && message.contains("is 9 items"),
+        "{message}"
+    );
     assert_same(&before, &snapshot(&dst));
 }
 
@@ -114,6 +143,12 @@ fn a_foreign_set_is_left_alone() {
     let dst = dir.path().join("dst");
     convert(&src, &dst, &small_shards()).unwrap();
     std::fs::remove_dir_all(dst.join(".pairquet")).unwrap();
-    assert!(matches!(convert(&src, &dst, &small_shards()), Err(Error::SplitExists { .. })));
-    assert!(matches!(finish(dst.to_str().unwrap()), Err(Error::NoPlan { .. })));
+    assert!(matches!(
+        convert(&src, &dst, &small_shards()),
+        Err(Error::SplitExists { .. })
+    ));
+    assert!(matches!(
+        finish(dst.to_str().unwrap()),
+        Err(Error::NoPlan { .. })
+    ));
 }

@@ -7,18 +7,34 @@ use crate::convert::*;
 
 #[test]
 fn odd_pictures_end_in_a_row_or_a_named_report() {
-    let Some(src) = shared_data("imagenet_odd") else { return };
+    let Some(src) = shared_data("imagenet_odd") else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     let mut options = ImagenetOptions::default();
     options.common.max_bad = MaxBad::Count(3);
     let report = convert(&src, &dir.path().join("dst"), &options).unwrap();
-    let named: Vec<(&str, &str)> = report.split.skipped.iter().map(|s| (s.key.as_str(), s.fault.as_str())).collect();
-    assert_eq!(named, [("empty", "empty"), ("not_an_image", "unknown format"), ("truncated", "truncated")]);
+    let named: Vec<(&str, &str)> = report
+        .split
+        .skipped
+        .iter()
+        .map(|s| (s.key.as_str(), s.fault.as_str()))
+        .collect();
+    assert_eq!(
+        named,
+        [
+            ("empty", "empty"),
+            ("not_an_image", "unknown format"),
+            ("truncated", "truncated")
+        ]
+    );
 }
 
 #[test]
 fn sample_of_imagenet() {
-    let Some(src) = shared_data("imagenet") else { return };
+    let Some(src) = shared_data("imagenet") else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     let dst = dir.path().join("dst");
     let mut options = ImagenetOptions::default();
@@ -38,17 +54,30 @@ fn sample_of_imagenet() {
 
 #[test]
 fn broken_clips_end_in_a_clip_or_a_named_report() {
-    let Some(src) = shared_data("videos/broken") else { return };
+    let Some(src) = shared_data("videos/broken") else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
-    let mut options = KineticsOptions { short_side: Some(32), ..Default::default() };
+    let mut options = KineticsOptions {
+        short_side: Some(32),
+        ..Default::default()
+    };
     options.common.max_bad = "100%".parse().unwrap();
     let report = convert_clips(&src, &dir.path().join("dst"), &options).unwrap();
     let split = report.split;
     assert_eq!(split.samples + split.skipped.len() as u64, 8);
     for key in ["audio_only", "empty", "text", "truncated_index_last"] {
-        assert!(split.skipped.iter().any(|skipped| skipped.key == key), "{key} in {:?}", split.skipped);
+        assert!(
+            split.skipped.iter().any(|skipped| skipped.key == key),
+            "{key} in {:?}",
+            split.skipped
+        );
     }
     for key in ["truncated_index_first", "flipped_bytes"] {
-        assert!(split.damaged.iter().any(|damaged| damaged.key == key), "{key} in {:?}", split.damaged);
+        assert!(
+            split.damaged.iter().any(|damaged| damaged.key == key),
+            "{key} in {:?}",
+            split.damaged
+        );
     }
 }

@@ -13,7 +13,8 @@ pub(super) fn picture(number: u32, width: u32, height: u32) -> Rgb8Image {
     let mut image = Rgb8Image::new(width, height);
     for (i, value) in image.data.iter_mut().enumerate() {
         let (x, y) = (i as u32 / 3 % width, i as u32 / 3 / width);
-        *value = (x * (number % 7 + 1) + y * (number % 5 + 1) + number * 13 + i as u32 % 3 * 60) as u8;
+        *value =
+            (x * (number % 7 + 1) + y * (number % 5 + 1) + number * 13 + i as u32 % 3 * 60) as u8;
     }
     image
 }
@@ -29,7 +30,11 @@ pub(super) fn class_folders(dir: &Path, n_classes: u32, per_class: u32) -> PathB
         let folder = src.join(format!("c{class}"));
         std::fs::create_dir_all(&folder).unwrap();
         for i in 0..per_class {
-            std::fs::write(folder.join(format!("i{i:03}.JPEG")), jpeg(class * per_class + i)).unwrap();
+            std::fs::write(
+                folder.join(format!("i{i:03}.JPEG")),
+                jpeg(class * per_class + i),
+            )
+            .unwrap();
         }
     }
     src
@@ -37,8 +42,16 @@ pub(super) fn class_folders(dir: &Path, n_classes: u32, per_class: u32) -> PathB
 
 /// Options that make many small shards of a small source.
 pub(super) fn small_shards() -> ImagenetOptions {
-    let common = CommonOptions { shard_bytes: 6000, row_group_bytes: 2500, workers: 2, ..Default::default() };
-    ImagenetOptions { common, ..Default::default() }
+    let common = CommonOptions {
+        shard_bytes: 6000,
+        row_group_bytes: 2500,
+        workers: 2,
+        ..Default::default()
+    };
+    ImagenetOptions {
+        common,
+        ..Default::default()
+    }
 }
 
 /// [`imagenet`] without progress and stop.
@@ -47,15 +60,24 @@ pub(super) fn convert(src: &Path, dst: &Path, options: &ImagenetOptions) -> Resu
 }
 
 /// [`kinetics`] without progress and stop.
-pub(super) fn convert_clips(src: &Path, dst: &Path, options: &KineticsOptions) -> Result<ConvertReport> {
+pub(super) fn convert_clips(
+    src: &Path,
+    dst: &Path,
+    options: &KineticsOptions,
+) -> Result<ConvertReport> {
     kinetics(src, dst.to_str().unwrap(), options, &(), &Stop::new())
 }
 
 /// Every file of a destination, hidden ones included.
 pub(super) fn snapshot(dst: &Path) -> BTreeMap<String, Vec<u8>> {
-    let files = walkdir::WalkDir::new(dst).into_iter().map(|entry| entry.unwrap()).filter(|e| e.file_type().is_file());
+    let files = walkdir::WalkDir::new(dst)
+        .into_iter()
+        .map(|entry| entry.unwrap())
+        .filter(|e| e.file_type().is_file());
     let name = |path: &Path| path.strip_prefix(dst).unwrap().to_str().unwrap().to_owned();
-    files.map(|file| (name(file.path()), std::fs::read(file.path()).unwrap())).collect()
+    files
+        .map(|file| (name(file.path()), std::fs::read(file.path()).unwrap()))
+        .collect()
 }
 
 /// The shards and the manifest alone.

@@ -194,7 +194,8 @@ impl FromStr for MaxBad {
     type Err = String;
 
     fn from_str(text: &str) -> std::result::Result<Self, String> {
-        let wanted = || format!("{text:?} is neither a share such as \"1%\" nor a count such as 20");
+        let wanted =
+            || format!("{text:?} is neither a share such as \"1%\" nor a count such as 20");
         match text.strip_suffix('%') {
             Some(number) => match number.trim().parse::<f64>() {
                 Ok(percent) if (0.0..=100.0).contains(&percent) => Ok(Self::Percent(percent)),
@@ -206,7 +207,10 @@ impl FromStr for MaxBad {
 }
 
 impl Serialize for MaxBad {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    fn serialize<S: serde::Serializer>(
+        &self,
+        serializer: S,
+    ) -> std::result::Result<S::Ok, S::Error> {
         match self {
             Self::Percent(_) => serializer.collect_str(self),
             Self::Count(count) => serializer.serialize_u64(*count),
@@ -215,7 +219,9 @@ impl Serialize for MaxBad {
 }
 
 impl<'de> Deserialize<'de> for MaxBad {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+    fn deserialize<D: serde::Deserializer<'de>>(
+        deserializer: D,
+    ) -> std::result::Result<Self, D::Error> {
         #[derive(Deserialize)]
         #[serde(untagged)]
         enum Written {
@@ -276,18 +282,44 @@ impl AugmentConfig {
     }
 
     fn validate(&self, name: &'static str) -> Result<()> {
-        for (field, p) in [("jitter_p", self.jitter_p), ("grayscale_p", self.grayscale_p), ("blur_p", self.blur_p)] {
-            check((0.0..=1.0).contains(&p), name, format!("{field} = {p}"), "a probability from 0 to 1")?;
+        for (field, p) in [
+            ("jitter_p", self.jitter_p),
+            ("grayscale_p", self.grayscale_p),
+            ("blur_p", self.blur_p),
+        ] {
+            check(
+                (0.0..=1.0).contains(&p),
+                name,
+                format!("{field} = {p}"),
+                "a probability from 0 to 1",
+            )?;
         }
-        for (field, strength) in
-            [("brightness", self.brightness), ("contrast", self.contrast), ("saturation", self.saturation)]
-        {
-            check(strength >= 0.0 && strength.is_finite(), name, format!("{field} = {strength}"), "a number from 0")?;
+        for (field, strength) in [
+            ("brightness", self.brightness),
+            ("contrast", self.contrast),
+            ("saturation", self.saturation),
+        ] {
+            check(
+                strength >= 0.0 && strength.is_finite(),
+                name,
+                format!("{field} = {strength}"),
+                "a number from 0",
+            )?;
         }
-        check((0.0..=0.5).contains(&self.hue), name, format!("hue = {}", self.hue), "a number from 0 to 0.5")?;
+        check(
+            (0.0..=0.5).contains(&self.hue),
+            name,
+            format!("hue = {}", self.hue),
+            "a number from 0 to 0.5",
+        )?;
         let [low, high] = self.blur_sigma;
         let rises = low > 0.0 && low <= high && high <= 32.0;
-        check(rises, name, format!("blur_sigma = [{low}, {high}]"), "a rising range above 0 and up to 32")
+        check(
+            rises,
+            name,
+            format!("blur_sigma = [{low}, {high}]"),
+            "a rising range above 0 and up to 32",
+        )
     }
 }
 
@@ -297,8 +329,18 @@ impl DataConfig {
     /// # Errors
     /// [`Error::Invalid`] naming the field, its value and what was expected.
     pub fn validate(&self) -> Result<()> {
-        check(!self.path.is_empty(), "data.path", "\"\"", "the folder or URL of a shard set")?;
-        check(!self.split.is_empty(), "data.split", "\"\"", "a name such as \"train\"")?;
+        check(
+            !self.path.is_empty(),
+            "data.path",
+            "\"\"",
+            "the folder or URL of a shard set",
+        )?;
+        check(
+            !self.split.is_empty(),
+            "data.split",
+            "\"\"",
+            "a name such as \"train\"",
+        )?;
         for (name, value) in [
             ("data.batch_size", self.batch_size as u64),
             ("data.window_groups", self.window_groups as u64),
@@ -308,10 +350,28 @@ impl DataConfig {
         ] {
             check(value > 0, name, value, "at least 1")?;
         }
-        check((1..=MAX_SIZE_PX).contains(&self.size), "data.size", self.size, "1 to 4096 px")?;
-        let above = format!("more than data.min_gap = {}, being excluded itself", self.min_gap);
-        check(self.max_gap > self.min_gap, "data.max_gap", self.max_gap, above)?;
-        check((0.0..=1.0).contains(&self.flip_p), "data.flip_p", self.flip_p, "a probability from 0 to 1")?;
+        check(
+            (1..=MAX_SIZE_PX).contains(&self.size),
+            "data.size",
+            self.size,
+            "1 to 4096 px",
+        )?;
+        let above = format!(
+            "more than data.min_gap = {}, being excluded itself",
+            self.min_gap
+        );
+        check(
+            self.max_gap > self.min_gap,
+            "data.max_gap",
+            self.max_gap,
+            above,
+        )?;
+        check(
+            (0.0..=1.0).contains(&self.flip_p),
+            "data.flip_p",
+            self.flip_p,
+            "a probability from 0 to 1",
+        )?;
         for (name, [low, high]) in [
             ("data.global_area", self.global_area),
             ("data.local_area", self.local_area),
@@ -319,13 +379,28 @@ impl DataConfig {
             ("data.frame_area", self.frame_area),
         ] {
             let rises = low > 0.0 && low <= high && high <= 1.0;
-            check(rises, name, format!("[{low}, {high}]"), "a rising range above 0 and up to 1")?;
+            check(
+                rises,
+                name,
+                format!("[{low}, {high}]"),
+                "a rising range above 0 and up to 1",
+            )?;
         }
         let [low, high] = self.aspect;
         let rises = low > 0.0 && low <= high && high.is_finite();
-        check(rises, "data.aspect", format!("[{low}, {high}]"), "a rising range above 0")?;
+        check(
+            rises,
+            "data.aspect",
+            format!("[{low}, {high}]"),
+            "a rising range above 0",
+        )?;
         if let MaxBad::Percent(percent) = self.max_bad {
-            check((0.0..=100.0).contains(&percent), "data.max_bad", self.max_bad, "0% to 100%, or a count")?;
+            check(
+                (0.0..=100.0).contains(&percent),
+                "data.max_bad",
+                self.max_bad,
+                "0% to 100%, or a count",
+            )?;
         }
         self.augment_f1.validate("data.augment_f1")?;
         self.augment_f2.validate("data.augment_f2")
@@ -335,8 +410,21 @@ impl DataConfig {
 /// Largest side of a view; beyond it a batch does not fit any memory.
 const MAX_SIZE_PX: u32 = 4096;
 
-fn check(holds: bool, name: &'static str, value: impl ToString, expected: impl Into<String>) -> Result<()> {
-    if holds { Ok(()) } else { Err(Error::Invalid { name, value: value.to_string(), expected: expected.into() }) }
+fn check(
+    holds: bool,
+    name: &'static str,
+    value: impl ToString,
+    expected: impl Into<String>,
+) -> Result<()> {
+    if holds {
+        Ok(())
+    } else {
+        Err(Error::Invalid {
+            name,
+            value: value.to_string(),
+            expected: expected.into(),
+        })
+    }
 }
 
 #[cfg(test)]
@@ -344,13 +432,22 @@ mod tests {
     use super::*;
 
     fn valid() -> DataConfig {
-        DataConfig { path: "shards".into(), ..DataConfig::default() }
+        DataConfig {
+            path: "shards".into(),
+            ..DataConfig::default()
+        }
     }
 
     #[test]
     fn defaults_are_valid_once_there_is_a_path() {
         valid().validate().unwrap();
-        assert!(DataConfig::default().validate().unwrap_err().to_string().starts_with("data.path"));
+        assert!(
+            DataConfig::default()
+                .validate()
+                .unwrap_err()
+                .to_string()
+                .starts_with("data.path")
+        );
     }
 
     #[test]
@@ -358,12 +455,19 @@ mod tests {
         let config = DataConfig {
             max_bad: MaxBad::Percent(2.5),
             order: Some(OrderKind::Blocks),
-            augment_f2: AugmentConfig { blur_p: 0.5, ..AugmentConfig::default() },
+            augment_f2: AugmentConfig {
+                blur_p: 0.5,
+                ..AugmentConfig::default()
+            },
             ..valid()
         };
         let text = serde_json::to_string(&config).unwrap();
         assert_eq!(serde_json::from_str::<DataConfig>(&text).unwrap(), config);
-        assert!(text.contains("\"2.5%\"") && text.contains("\"global_to_local\"") && !text.contains("augment_f1"));
+        assert!(
+            text.contains("\"2.5%\"")
+                && text.contains("\"global_to_local\"")
+                && !text.contains("augment_f1")
+        );
     }
 
     #[test]
@@ -383,7 +487,8 @@ mod tests {
 
     #[test]
     fn refuses_what_cannot_be_trained_on() {
-        let cases: [(&str, fn(&mut DataConfig)); 12] = [
+        type Spoil = fn(&mut DataConfig);
+        let cases: [(&str, Spoil); 12] = [
             ("data.batch_size", |c| c.batch_size = 0),
             ("data.prefetch_batches", |c| c.prefetch_batches = 0),
             ("data.repeated_sampling", |c| c.repeated_sampling = 0),

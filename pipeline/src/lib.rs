@@ -4,7 +4,9 @@
 //!
 //! 1. [`codec`]: bytes of pictures and clips to 8-bit RGB and back; the one room that links image and video libraries
 //! 2. [`rng`]: all randomness of the project, a pure function of (seed, epoch, sample, purpose)
-//! 3. [`error`]: what can go wrong, told apart by what a caller can do about it
+//! 3. [`config`]: what a run trains on, as a table of an experiment's file
+//! 4. [`views`]: what a sample becomes: frames, crops and flips drawn from its key, then cut from the decoded pictures
+//! 5. [`error`]: what can go wrong, told apart by what a caller can do about it
 //!
 //! Invariants:
 //!
@@ -13,7 +15,9 @@
 //! - Parquet and storage belong to `shards`, tensors to `trainer`; neither appears here.
 
 pub mod codec;
+pub mod config;
 pub mod error;
 pub mod rng;
+pub mod views;
 
 pub use error::{Error, Result};

@@ -95,7 +95,7 @@ mod tests {
             let back: f64 = (0..3).map(|j| dot(z1[j], z2[i]).exp()).sum();
             want -= (dot(z1[i], z2[i]).exp() / forth).ln() + (dot(z1[i], z2[i]).exp() / back).ln();
         }
-        let tensor = |z| Tensor::new(z, &Device::Cpu).unwrap();
+        let tensor = |z: &[[f64; 2]]| Tensor::from_slice(z.as_flattened(), (z.len(), 2), &Device::Cpu).unwrap();
         let got = info_nce(&tensor(&z1), &tensor(&z2), 0.2).unwrap().to_scalar::<f64>().unwrap();
         assert!((got - want / 6.0).abs() < 1e-12, "{got} {want}");
         assert!(info_nce(&tensor(&z1[..1]), &tensor(&z2[..1]), 0.2).is_err());

@@ -4,13 +4,15 @@
 //! computed with: EXIF orientation and colour profiles are ignored, alpha is dropped and not blended, CMYK is converted
 //! by plain arithmetic, 16-bit grey is clipped. Where Pillow raises, so do we.
 //!
-//! Reading order: [`jpeg`], [`still`] (every other picture format), `turbo` (the safe wrapper of libjpeg-turbo).
+//! Reading order: [`jpeg`], [`still`] (every other picture format), `turbo` (the safe wrapper of libjpeg-turbo), [`video`].
 
 pub mod jpeg;
 pub mod still;
 mod turbo;
+pub mod video;
 
 pub use jpeg::{JpegDecoder, encode_rgb8};
+pub use video::{Frame, VideoLimits, VideoReader, write_video};
 
 /// Pictures of more pixels than this are refused before anything is allocated for them (805 MB as RGB).
 ///
@@ -175,6 +177,30 @@ pub enum CodecError {
         /// Rows.
         height: u32,
         /// Why not.
+        reason: String,
+    },
+    /// A file that FFmpeg cannot open as a clip.
+    #[error("not a readable video: {reason}")]
+    NotAVideo {
+        /// What was found instead.
+        reason: String,
+    },
+    /// A container with sound or subtitles only.
+    #[error("no video stream in a {container} file")]
+    NoVideoStream {
+        /// FFmpeg's name of the container.
+        container: String,
+    },
+    /// A clip over the limit.
+    #[error("too long: more than {limit} frames")]
+    TooManyFrames {
+        /// Most frames that are accepted.
+        limit: u64,
+    },
+    /// The file system refused.
+    #[error("cannot be read: {reason}")]
+    Io {
+        /// The system's reason.
         reason: String,
     },
     /// The library failed for a reason that is not the data's fault, such as missing memory.

@@ -108,7 +108,14 @@ impl Slot {
             samples: vec![0; n],
             keys: vec![String::new(); n],
         };
-        Self { at, contents: Mutex::new(Contents { batch, missing: n, ..Contents::default() }) }
+        Self {
+            at,
+            contents: Mutex::new(Contents {
+                batch,
+                missing: n,
+                ..Contents::default()
+            }),
+        }
     }
 
     /// Puts a sample or a failure in its place. True if the batch is complete with it.
@@ -189,7 +196,15 @@ impl Window {
             failure: None,
         };
         let state = Mutex::new(state);
-        Self { order, batching, shape, max_slots, state, room: Condvar::new(), ready: Condvar::new() }
+        Self {
+            order,
+            batching,
+            shape,
+            max_slots,
+            state,
+            room: Condvar::new(),
+            ready: Condvar::new(),
+        }
     }
 
     /// The next place to fill, in order; waits while the window is full. `None` once the loader stops.
@@ -204,12 +219,20 @@ impl Window {
                     state.open = Some((Arc::clone(&slot), row + 1));
                 }
                 let position = self.batching.position(slot.at.batch, row);
-                return Some(Place { sample: state.epoch.sample(position), slot, row, position });
+                return Some(Place {
+                    sample: state.epoch.sample(position),
+                    slot,
+                    row,
+                    position,
+                });
             }
             if state.slots.len() < self.max_slots {
                 self.open_slot(&mut state);
             } else {
-                state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state = self
+                    .room
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner);
             }
         }
     }
@@ -219,7 +242,11 @@ impl Window {
         if at.batch == 0 {
             state.epoch = self.order.epoch(at.epoch);
         }
-        let slot = Arc::new(Slot::new(at, self.shape, state.spare_buffers.pop().unwrap_or_default()));
+        let slot = Arc::new(Slot::new(
+            at,
+            self.shape,
+            state.spare_buffers.pop().unwrap_or_default(),
+        ));
         state.slots.push_back(Arc::clone(&slot));
         state.open = Some((slot, 0));
         state.next = self.batching.next(at);
@@ -253,7 +280,10 @@ impl Window {
                 self.room.notify_all();
                 return slot.map(|slot| slot.take()).ok_or(Error::LoaderStopped);
             }
-            state = self.ready.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self
+                .ready
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 

@@ -55,8 +55,13 @@ pub(super) fn run(shared: &Shared, fetched: &Sender<Delivery>) {
     let mut watch = Stopwatch::start();
     while let Some(place) = shared.window.next_place() {
         shared.fetch.add_waiting_out(watch.lap());
-        let key = SampleKey { seed: shared.seed, epoch: place.slot.at.epoch, sample: place.sample };
-        let outcome = guarded("fetch", || fetch(shared, key)).unwrap_or_else(|panic| Err(Trouble::Fatal(panic)));
+        let key = SampleKey {
+            seed: shared.seed,
+            epoch: place.slot.at.epoch,
+            sample: place.sample,
+        };
+        let outcome = guarded("fetch", || fetch(shared, key))
+            .unwrap_or_else(|panic| Err(Trouble::Fatal(panic)));
         shared.fetch.add_item(watch.lap());
         if fetched.send((place, outcome)).is_err() {
             return;
@@ -68,14 +73,28 @@ pub(super) fn run(shared: &Shared, fetched: &Sender<Delivery>) {
 /// Reads what the views of one sample need.
 pub(super) fn fetch(shared: &Shared, key: SampleKey) -> Result<Fetched, Trouble> {
     let index = key.sample / shared.repeats;
-    let sample = shared.source.sample(index).map_err(|error| trouble(None, error))?;
+    let sample = shared
+        .source
+        .sample(index)
+        .map_err(|error| trouble(None, error))?;
     let Some(frames) = shared.views.frames(key, sample.n_frames) else {
-        let reason = format!("{} frame(s), expected at least 2 for a pair", sample.n_frames);
-        return Err(Trouble::Bad { key: Some(sample.key), reason });
+        let reason = format!(
+            "{} frame(s), expected at least 2 for a pair",
+            sample.n_frames
+        );
+        return Err(Trouble::Bad {
+            key: Some(sample.key),
+            reason,
+        });
     };
     let read = |frame| {
-        let page = shared.source.picture(index, frame).map_err(|error| trouble(Some(&sample.key), error))?;
-        shared.bytes_read.fetch_add(page.len() as u64, std::sync::atomic::Ordering::Relaxed);
+        let page = shared
+            .source
+            .picture(index, frame)
+            .map_err(|error| trouble(Some(&sample.key), error))?;
+        shared
+            .bytes_read
+            .fetch_add(page.len() as u64, std::sync::atomic::Ordering::Relaxed);
         Ok(page)
     };
     let pages = match frames {
@@ -87,7 +106,10 @@ pub(super) fn fetch(shared: &Shared, key: SampleKey) -> Result<Fetched, Trouble>
 
 fn trouble(key: Option<&str>, error: shards::Error) -> Trouble {
     if error.is_bad_sample() {
-        Trouble::Bad { key: key.map(str::to_owned), reason: error.to_string() }
+        Trouble::Bad {
+            key: key.map(str::to_owned),
+            reason: error.to_string(),
+        }
     } else {
         Trouble::Fatal(error.into())
     }

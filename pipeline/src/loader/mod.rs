@@ -81,7 +81,10 @@ struct Shared {
 
 impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared").field("views", &self.views).field("n_ids", &self.n_ids).finish_non_exhaustive()
+        f.debug_struct("Shared")
+            .field("views", &self.views)
+            .field("n_ids", &self.n_ids)
+            .finish_non_exhaustive()
     }
 }
 
@@ -114,7 +117,10 @@ impl Loader {
             return Err(Error::Invalid {
                 name: "data.views",
                 value: "frame_pair".to_owned(),
-                expected: format!("another kind: {} holds images, frame pairs need clips", config.path),
+                expected: format!(
+                    "another kind: {} holds images, frame pairs need clips",
+                    config.path
+                ),
             });
         }
         let order = open_order(source.as_ref(), config, seed)?;
@@ -159,16 +165,24 @@ impl Loader {
         let (sender, receiver) = crossbeam_channel::bounded(QUEUE_PER_WORKER * n_compute_threads);
         for number in 0..self.n_fetch_threads {
             let sender = sender.clone();
-            self.start_thread(format!("fetch-{number}"), move |shared| fetch::run(shared, &sender))?;
+            self.start_thread(format!("fetch-{number}"), move |shared| {
+                fetch::run(shared, &sender)
+            })?;
         }
         for number in 0..n_compute_threads {
             let receiver = receiver.clone();
-            self.start_thread(format!("views-{number}"), move |shared| stage::run(shared, &receiver))?;
+            self.start_thread(format!("views-{number}"), move |shared| {
+                stage::run(shared, &receiver)
+            })?;
         }
         Ok(())
     }
 
-    fn start_thread(&mut self, name: String, body: impl FnOnce(&Shared) + Send + 'static) -> Result<()> {
+    fn start_thread(
+        &mut self,
+        name: String,
+        body: impl FnOnce(&Shared) + Send + 'static,
+    ) -> Result<()> {
         let shared = Arc::clone(&self.shared);
         let handle = std::thread::Builder::new()
             .name(name)
@@ -193,11 +207,17 @@ impl Loader {
         let contents = self.shared.window.take_front()?;
         self.handed_out.waiting.add(asked.elapsed());
         self.handed_out.replaced += contents.bad.len() as u64;
-        self.handed_out.bad.extend(contents.bad.into_iter().map(|bad| (bad.index, bad)));
+        self.handed_out
+            .bad
+            .extend(contents.bad.into_iter().map(|bad| (bad.index, bad)));
         let found = self.handed_out.bad.len() as u64;
         let failure = contents.failure.or_else(|| {
             let named = || stage::name_some(self.handed_out.bad.values());
-            (found > self.max_bad).then(|| Error::TooManyBad { found, limit: self.max_bad, named: named() })
+            (found > self.max_bad).then(|| Error::TooManyBad {
+                found,
+                limit: self.max_bad,
+                named: named(),
+            })
         });
         if let Some(failure) = failure {
             self.shared.window.stop(None);
@@ -265,7 +285,8 @@ const QUEUE_PER_WORKER: usize = 8;
 const REMOTE_FETCH_THREADS: usize = 16;
 
 fn is_remote(path: &str) -> bool {
-    path.split_once("://").is_some_and(|(scheme, _)| scheme != "file")
+    path.split_once("://")
+        .is_some_and(|(scheme, _)| scheme != "file")
 }
 
 fn fetch_threads(config: &DataConfig) -> usize {
@@ -279,20 +300,34 @@ fn fetch_threads(config: &DataConfig) -> usize {
 /// Asked for, or one less than the cores that affinity and cgroup limits leave.
 fn compute_threads(config: &DataConfig) -> usize {
     match config.threads {
-        0 => std::thread::available_parallelism().map_or(1, |cores| cores.get() - 1).max(1),
+        0 => std::thread::available_parallelism()
+            .map_or(1, |cores| cores.get() - 1)
+            .max(1),
         n => n,
     }
 }
 
 fn open_order(source: &dyn Source, config: &DataConfig, seed: u64) -> Result<Order> {
     let remote = is_remote(&config.path);
-    let kind = config.order.unwrap_or(if remote { OrderKind::Blocks } else { OrderKind::Full });
-    let groups = if kind == OrderKind::Blocks { source.groups()? } else { Vec::new() };
+    let kind = config.order.unwrap_or(if remote {
+        OrderKind::Blocks
+    } else {
+        OrderKind::Full
+    });
+    let groups = if kind == OrderKind::Blocks {
+        source.groups()?
+    } else {
+        Vec::new()
+    };
     let (n_samples, repeats) = (source.n_samples(), config.repeated_sampling);
-    Order::new(seed, kind, n_samples, repeats, groups, config.window_groups).ok_or_else(|| Error::Invalid {
-        name: "data.repeated_sampling",
-        value: repeats.to_string(),
-        expected: format!("at most 2^62 visits of {n_samples} samples, all of them in row groups"),
+    Order::new(seed, kind, n_samples, repeats, groups, config.window_groups).ok_or_else(|| {
+        Error::Invalid {
+            name: "data.repeated_sampling",
+            value: repeats.to_string(),
+            expected: format!(
+                "at most 2^62 visits of {n_samples} samples, all of them in row groups"
+            ),
+        }
     })
 }
 
@@ -301,6 +336,9 @@ fn guarded<T>(stage: &'static str, work: impl FnOnce() -> T) -> Result<T> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-        Error::Panic { stage, message: text.unwrap_or("no message").to_owned() }
+        Error::Panic {
+            stage,
+            message: text.unwrap_or("no message").to_owned(),
+        }
     })
 }

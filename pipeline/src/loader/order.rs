@@ -40,12 +40,25 @@ impl Order {
         window_groups: usize,
     ) -> Option<Self> {
         let n_ids = n_samples.checked_mul(repeats).filter(|&n| n <= 1 << 62)?;
-        let groups: Arc<[Group]> = groups.into_iter().filter(|group| group.n_samples > 0).collect();
-        let complete = groups.iter().try_fold(0u64, |sum, group| sum.checked_add(group.n_samples)) == Some(n_samples);
+        let groups: Arc<[Group]> = groups
+            .into_iter()
+            .filter(|group| group.n_samples > 0)
+            .collect();
+        let complete = groups
+            .iter()
+            .try_fold(0u64, |sum, group| sum.checked_add(group.n_samples))
+            == Some(n_samples);
         if kind == OrderKind::Blocks && !complete {
             return None;
         }
-        Some(Self { seed, kind, n_ids, repeats, groups, window_groups: window_groups.max(1) })
+        Some(Self {
+            seed,
+            kind,
+            n_ids,
+            repeats,
+            groups,
+            window_groups: window_groups.max(1),
+        })
     }
 
     /// Sample ids an epoch visits.
@@ -60,7 +73,12 @@ impl Order {
 
     /// The order of one epoch.
     pub fn epoch(&self, epoch: u64) -> EpochOrder {
-        let permutation = |n, part| Permutation::new(n, &mut SampleRng::new(self.seed, epoch, part, Purpose::Order));
+        let permutation = |n, part| {
+            Permutation::new(
+                n,
+                &mut SampleRng::new(self.seed, epoch, part, Purpose::Order),
+            )
+        };
         let plan = match self.kind {
             OrderKind::Sequential => Plan::Sequential,
             OrderKind::Full => Plan::Full(permutation(self.n_ids, 0)),
@@ -71,8 +89,16 @@ impl Order {
                     .step_by(self.window_groups)
                     .zip(1..)
                     .map(|(first_group, part)| {
-                        let n_ids = self.window(&groups, first_group).map(|g| g.n_samples).sum::<u64>() * self.repeats;
-                        let window = Window { start, first_group, ids: permutation(n_ids, part) };
+                        let n_ids = self
+                            .window(&groups, first_group)
+                            .map(|g| g.n_samples)
+                            .sum::<u64>()
+                            * self.repeats;
+                        let window = Window {
+                            start,
+                            first_group,
+                            ids: permutation(n_ids, part),
+                        };
                         start += n_ids;
                         window
                     })
@@ -80,11 +106,18 @@ impl Order {
                 Plan::Blocks { groups, windows }
             }
         };
-        EpochOrder { order: self.clone(), plan }
+        EpochOrder {
+            order: self.clone(),
+            plan,
+        }
     }
 
     /// The groups of the window whose first one stands at `first_group` of the permuted groups.
-    fn window<'a>(&'a self, groups: &'a Permutation, first_group: usize) -> impl Iterator<Item = &'a Group> {
+    fn window<'a>(
+        &'a self,
+        groups: &'a Permutation,
+        first_group: usize,
+    ) -> impl Iterator<Item = &'a Group> {
         let end = (first_group + self.window_groups).min(self.groups.len());
         (first_group..end).filter_map(|at| self.groups.get(groups.apply(at as u64) as usize))
     }
@@ -101,7 +134,10 @@ pub struct EpochOrder {
 enum Plan {
     Sequential,
     Full(Permutation),
-    Blocks { groups: Permutation, windows: Vec<Window> },
+    Blocks {
+        groups: Permutation,
+        windows: Vec<Window>,
+    },
 }
 
 /// Groups shuffled together.
@@ -121,8 +157,12 @@ impl EpochOrder {
             Plan::Sequential => position,
             Plan::Full(permutation) => permutation.apply(position),
             Plan::Blocks { groups, windows } => {
-                let at = windows.partition_point(|window| window.start <= position).saturating_sub(1);
-                let Some(window) = windows.get(at) else { return position };
+                let at = windows
+                    .partition_point(|window| window.start <= position)
+                    .saturating_sub(1);
+                let Some(window) = windows.get(at) else {
+                    return position;
+                };
                 let mut within = window.ids.apply(position - window.start);
                 for group in self.order.window(groups, window.first_group) {
                     let n_ids = group.n_samples * self.order.repeats;
@@ -153,7 +193,11 @@ impl Permutation {
     /// The permutation that the next numbers of `rng` choose; `n` at most 2^62.
     pub fn new(n: u64, rng: &mut SampleRng) -> Self {
         let bits = u64::BITS - n.saturating_sub(1).leading_zeros();
-        Self { n, half_bits: bits.div_ceil(2).max(1), keys: std::array::from_fn(|_| rng.next_u64()) }
+        Self {
+            n,
+            half_bits: bits.div_ceil(2).max(1),
+            keys: std::array::from_fn(|_| rng.next_u64()),
+        }
     }
 
     /// Where `at` goes; `at` itself if it lies outside `[0, n)`.
@@ -202,7 +246,10 @@ mod tests {
     fn groups(sizes: &[u64]) -> Vec<Group> {
         let mut first_sample = 0;
         let group = |&n_samples: &u64| {
-            let group = Group { first_sample, n_samples };
+            let group = Group {
+                first_sample,
+                n_samples,
+            };
             first_sample += n_samples;
             group
         };
@@ -255,7 +302,8 @@ mod tests {
         for window in ids.chunks(4 * 50 * 2) {
             let groups: std::collections::BTreeSet<_> = window.iter().map(|id| id / 100).collect();
             assert_eq!(groups.len(), 4);
-            let first: std::collections::BTreeSet<_> = window[..60].iter().map(|id| id / 100).collect();
+            let first: std::collections::BTreeSet<_> =
+                window[..60].iter().map(|id| id / 100).collect();
             assert_eq!(first.len(), 4, "a window is not shuffled");
         }
     }
@@ -267,7 +315,11 @@ mod tests {
         assert_ne!(ids(&full, 0), ids(&full, 1));
         let other = Order::new(12, OrderKind::Full, 1000, 1, Vec::new(), 1).unwrap();
         assert_ne!(ids(&full, 0), ids(&other, 0));
-        assert!(ids(&order(OrderKind::Sequential, 50, 2), 7).into_iter().eq(0..100));
+        assert!(
+            ids(&order(OrderKind::Sequential, 50, 2), 7)
+                .into_iter()
+                .eq(0..100)
+        );
     }
 
     #[test]
@@ -277,13 +329,26 @@ mod tests {
         let n = 10_000u64;
         for epoch in 0..5 {
             let ids = ids(&order(OrderKind::Full, n, 1), epoch);
-            let fixed = ids.iter().enumerate().filter(|&(at, &id)| at as u64 == id).count();
-            let neighbours = ids.windows(2).filter(|pair| pair[0].abs_diff(pair[1]) == 1).count();
+            let fixed = ids
+                .iter()
+                .enumerate()
+                .filter(|&(at, &id)| at as u64 == id)
+                .count();
+            let neighbours = ids
+                .windows(2)
+                .filter(|pair| pair[0].abs_diff(pair[1]) == 1)
+                .count();
             let mean = (n - 1) as f64 / 2.0;
-            let covariance: f64 =
-                ids.iter().enumerate().map(|(at, &id)| (at as f64 - mean) * (id as f64 - mean)).sum();
+            let covariance: f64 = ids
+                .iter()
+                .enumerate()
+                .map(|(at, &id)| (at as f64 - mean) * (id as f64 - mean))
+                .sum();
             let correlation = covariance / ((n as f64).powi(3) / 12.0);
-            assert!(fixed < 8 && neighbours < 12 && correlation.abs() < 0.04, "{fixed} {neighbours} {correlation}");
+            assert!(
+                fixed < 8 && neighbours < 12 && correlation.abs() < 0.04,
+                "{fixed} {neighbours} {correlation}"
+            );
         }
     }
 
@@ -291,10 +356,15 @@ mod tests {
     fn small_sets_reach_all_their_orders_about_evenly() {
         let mut counts = std::collections::HashMap::new();
         for epoch in 0..24_000 {
-            *counts.entry(ids(&order(OrderKind::Full, 4, 1), epoch)).or_insert(0) += 1;
+            *counts
+                .entry(ids(&order(OrderKind::Full, 4, 1), epoch))
+                .or_insert(0) += 1;
         }
         assert_eq!(counts.len(), 24);
-        assert!(counts.values().all(|n| (800..1200).contains(n)), "{counts:?}");
+        assert!(
+            counts.values().all(|n| (800..1200).contains(n)),
+            "{counts:?}"
+        );
     }
 
     #[test]

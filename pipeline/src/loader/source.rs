@@ -53,7 +53,11 @@ impl Source for shards::ShardSet {
 
     fn sample(&self, index: u64) -> shards::Result<Sample> {
         let sample = self.sample(index)?;
-        Ok(Sample { n_frames: sample.n_frames, label: sample.label, key: sample.key })
+        Ok(Sample {
+            n_frames: sample.n_frames,
+            label: sample.label,
+            key: sample.key,
+        })
     }
 
     fn picture(&self, index: u64, frame: u32) -> shards::Result<Bytes> {
@@ -61,7 +65,10 @@ impl Source for shards::ShardSet {
     }
 
     fn groups(&self) -> shards::Result<Vec<Group>> {
-        let group = |group: shards::GroupRef| Group { first_sample: group.first_sample, n_samples: group.n_samples };
+        let group = |group: shards::GroupRef| Group {
+            first_sample: group.first_sample,
+            n_samples: group.n_samples,
+        };
         Ok(self.groups()?.into_iter().map(group).collect())
     }
 }

@@ -24,7 +24,9 @@ pub(super) fn run(shared: &Shared, fetched: &Receiver<Delivery>) {
         }
         shared.compute.add_waiting_in(watch.lap());
         let mut bad = Vec::new();
-        let made = guarded("views", || worker.make_or_replace(&place, outcome, &mut bad));
+        let made = guarded("views", || {
+            worker.make_or_replace(&place, outcome, &mut bad)
+        });
         let made = made.unwrap_or_else(|panic| {
             // Its scratch memory may be half written.
             worker = Worker::new(shared);
@@ -74,27 +76,48 @@ impl<'a> Worker<'a> {
         let epoch = place.slot.at.epoch;
         let mut sample = place.sample;
         let mut outcome = fetched;
-        for substitute in substitutes(shared.seed, epoch, place.position, shared.n_ids).take(MAX_SUBSTITUTES) {
+        for substitute in
+            substitutes(shared.seed, epoch, place.position, shared.n_ids).take(MAX_SUBSTITUTES)
+        {
             match outcome.and_then(|fetched| self.make(&fetched).map(|()| fetched)) {
                 Ok(made) => return Ok(made),
                 Err(Trouble::Fatal(error)) => return Err(error),
                 Err(Trouble::Bad { key, reason }) => {
                     let index = sample / shared.repeats;
-                    bad.push(BadSample { index, key: key.unwrap_or_else(|| format!("sample {index}")), reason });
+                    bad.push(BadSample {
+                        index,
+                        key: key.unwrap_or_else(|| format!("sample {index}")),
+                        reason,
+                    });
                 }
             }
             sample = substitute;
-            outcome = fetch(shared, SampleKey { seed: shared.seed, epoch, sample });
+            outcome = fetch(
+                shared,
+                SampleKey {
+                    seed: shared.seed,
+                    epoch,
+                    sample,
+                },
+            );
         }
-        Err(Error::TooManyBad { found: bad.len() as u64, limit: MAX_SUBSTITUTES as u64, named: name_some(bad) })
+        Err(Error::TooManyBad {
+            found: bad.len() as u64,
+            limit: MAX_SUBSTITUTES as u64,
+            named: name_some(bad),
+        })
     }
 
     fn make(&mut self, fetched: &Fetched) -> Result<(), Trouble> {
-        let bad = |reason: String| Trouble::Bad { key: Some(fetched.sample.key.clone()), reason };
+        let bad = |reason: String| Trouble::Bad {
+            key: Some(fetched.sample.key.clone()),
+            reason,
+        };
         let mut watch = Stopwatch::start();
         let pages = fetched.pages.as_slice();
         for (page, picture) in pages.iter().zip(&mut self.pictures) {
-            decode_into(&mut self.decoder, page, picture).map_err(|error| bad(error.to_string()))?;
+            decode_into(&mut self.decoder, page, picture)
+                .map_err(|error| bad(error.to_string()))?;
         }
         self.shared.decode.add(watch.lap());
         let pictures = &self.pictures[..pages.len()];
@@ -108,7 +131,11 @@ impl<'a> Worker<'a> {
 }
 
 /// Decodes into a picture whose memory is reused where the format allows it.
-fn decode_into(decoder: &mut JpegDecoder, page: &[u8], picture: &mut Rgb8Image) -> Result<(), CodecError> {
+fn decode_into(
+    decoder: &mut JpegDecoder,
+    page: &[u8],
+    picture: &mut Rgb8Image,
+) -> Result<(), CodecError> {
     if ImageFormat::guess(page) == Some(ImageFormat::Jpeg) {
         return decoder.decode_into(page, picture);
     }
@@ -118,5 +145,8 @@ fn decode_into(decoder: &mut JpegDecoder, page: &[u8], picture: &mut Rgb8Image) 
 
 /// Names of the first bad samples with their reasons.
 pub(super) fn name_some<'a>(bad: impl IntoIterator<Item = &'a BadSample>) -> Vec<String> {
-    bad.into_iter().take(10).map(|bad| format!("{}: {}", bad.key, bad.reason)).collect()
+    bad.into_iter()
+        .take(10)
+        .map(|bad| format!("{}: {}", bad.key, bad.reason))
+        .collect()
 }

@@ -45,18 +45,38 @@ impl Batching {
     /// # Errors
     /// [`Error::Invalid`] if the ranks do not share a batch evenly or an epoch does not fill one batch.
     pub fn new(n_ids: u64, batch_size: u64, rank: Rank) -> Result<Self> {
-        let invalid = |name, value: u64, expected: String| Error::Invalid { name, value: value.to_string(), expected };
+        let invalid = |name, value: u64, expected: String| Error::Invalid {
+            name,
+            value: value.to_string(),
+            expected,
+        };
         if rank.rank >= rank.world {
-            return Err(invalid("rank", rank.rank, format!("less than the number of ranks, {}", rank.world)));
+            return Err(invalid(
+                "rank",
+                rank.rank,
+                format!("less than the number of ranks, {}", rank.world),
+            ));
         }
         if batch_size == 0 || !batch_size.is_multiple_of(rank.world) {
-            return Err(invalid("data.batch_size", batch_size, format!("a multiple of the {} ranks", rank.world)));
+            return Err(invalid(
+                "data.batch_size",
+                batch_size,
+                format!("a multiple of the {} ranks", rank.world),
+            ));
         }
         let batches_per_epoch = n_ids / batch_size;
         if batches_per_epoch == 0 {
-            return Err(invalid("data.batch_size", batch_size, format!("at most the {n_ids} samples of an epoch")));
+            return Err(invalid(
+                "data.batch_size",
+                batch_size,
+                format!("at most the {n_ids} samples of an epoch"),
+            ));
         }
-        Ok(Self { batch_size, rank, batches_per_epoch })
+        Ok(Self {
+            batch_size,
+            rank,
+            batches_per_epoch,
+        })
     }
 
     /// Batches in an epoch.
@@ -77,9 +97,15 @@ impl Batching {
     /// The state after `state`.
     pub fn next(&self, state: LoaderState) -> LoaderState {
         if state.batch + 1 < self.batches_per_epoch {
-            LoaderState { epoch: state.epoch, batch: state.batch + 1 }
+            LoaderState {
+                epoch: state.epoch,
+                batch: state.batch + 1,
+            }
         } else {
-            LoaderState { epoch: state.epoch + 1, batch: 0 }
+            LoaderState {
+                epoch: state.epoch + 1,
+                batch: 0,
+            }
         }
     }
 
@@ -90,7 +116,10 @@ impl Batching {
     pub fn start(&self, state: LoaderState) -> Result<LoaderState> {
         match state.batch.cmp(&self.batches_per_epoch) {
             std::cmp::Ordering::Less => Ok(state),
-            std::cmp::Ordering::Equal => Ok(LoaderState { epoch: state.epoch + 1, batch: 0 }),
+            std::cmp::Ordering::Equal => Ok(LoaderState {
+                epoch: state.epoch + 1,
+                batch: 0,
+            }),
             std::cmp::Ordering::Greater => Err(Error::Invalid {
                 name: "batch to start from",
                 value: state.batch.to_string(),
@@ -136,7 +165,11 @@ mod tests {
 
     #[test]
     fn uneven_and_oversized_batches_are_refused() {
-        let message = |n, batch, rank, world| Batching::new(n, batch, Rank { rank, world }).unwrap_err().to_string();
+        let message = |n, batch, rank, world| {
+            Batching::new(n, batch, Rank { rank, world })
+                .unwrap_err()
+                .to_string()
+        };
         assert!(message(100, 10, 0, 3).contains("multiple of the 3 ranks"));
         assert!(message(100, 10, 2, 2).contains("less than the number of ranks, 2"));
         assert!(message(9, 10, 0, 1).contains("at most the 9 samples"));

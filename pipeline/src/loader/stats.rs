@@ -55,7 +55,10 @@ impl Clock {
 }
 
 fn add(counter: &AtomicU64, spent: Duration) {
-    counter.fetch_add(u64::try_from(spent.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    counter.fetch_add(
+        u64::try_from(spent.as_nanos()).unwrap_or(u64::MAX),
+        Ordering::Relaxed,
+    );
 }
 
 fn seconds(counter: &AtomicU64) -> f64 {
@@ -140,7 +143,10 @@ impl LoaderStats {
             return "consumer";
         }
         let load = |stage: &StageStats| stage.busy_s / stage.workers.max(1) as f64;
-        self.stages.iter().max_by(|a, b| load(a).total_cmp(&load(b))).map_or("consumer", |stage| stage.name)
+        self.stages
+            .iter()
+            .max_by(|a, b| load(a).total_cmp(&load(b)))
+            .map_or("consumer", |stage| stage.name)
     }
 }
 

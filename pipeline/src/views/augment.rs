@@ -17,7 +17,12 @@ pub fn flip_horizontal(view: &mut [u8], width: u32) {
 ///
 /// The draws do not depend on which changes are on, so switching one off leaves the others as they were.
 /// Source: torchvision 0.17.1, `ColorJitter`, `RandomGrayscale`, `GaussianBlur`, rounding to the nearest level.
-pub fn augment(config: &AugmentConfig, rng: &mut SampleRng, view: &mut [u8], scratch: &mut Vec<f32>) {
+pub fn augment(
+    config: &AugmentConfig,
+    rng: &mut SampleRng,
+    view: &mut [u8],
+    scratch: &mut Vec<f32>,
+) {
     let draw = Draw::new(config, rng);
     if draw.jitter {
         for change in draw.order {
@@ -60,19 +65,38 @@ struct Draw {
 
 impl Draw {
     fn new(config: &AugmentConfig, rng: &mut SampleRng) -> Self {
-        let mut order = [Change::Brightness, Change::Contrast, Change::Saturation, Change::Hue];
+        let mut order = [
+            Change::Brightness,
+            Change::Contrast,
+            Change::Saturation,
+            Change::Hue,
+        ];
         let jitter = rng.bool(config.jitter_p);
         for last in (1..order.len()).rev() {
             order.swap(last, rng.below(last as u64 + 1) as usize);
         }
-        let mut factor = |strength: f64| rng.uniform((1.0 - strength).max(0.0), 1.0 + strength) as f32;
-        let (brightness, contrast, saturation) =
-            (factor(config.brightness), factor(config.contrast), factor(config.saturation));
+        let mut factor =
+            |strength: f64| rng.uniform((1.0 - strength).max(0.0), 1.0 + strength) as f32;
+        let (brightness, contrast, saturation) = (
+            factor(config.brightness),
+            factor(config.contrast),
+            factor(config.saturation),
+        );
         let hue = rng.uniform(-config.hue, config.hue) as f32;
         let grayscale = rng.bool(config.grayscale_p);
         let blur = rng.bool(config.blur_p);
         let blur_sigma = rng.uniform(config.blur_sigma[0], config.blur_sigma[1]);
-        Self { jitter, order, brightness, contrast, saturation, hue, grayscale, blur, blur_sigma }
+        Self {
+            jitter,
+            order,
+            brightness,
+            contrast,
+            saturation,
+            hue,
+            grayscale,
+            blur,
+            blur_sigma,
+        }
     }
 }
 
@@ -143,7 +167,9 @@ fn gaussian_blur(view: &mut [u8], size: usize, sigma: f64, scratch: &mut Vec<f32
     let radius = (3.0 * sigma).ceil().max(1.0) as isize;
     let weight = |at: isize| (-0.5 * (at as f64 / sigma).powi(2)).exp();
     let total: f64 = (-radius..=radius).map(weight).sum();
-    let kernel: Vec<f32> = (-radius..=radius).map(|at| (weight(at) / total) as f32).collect();
+    let kernel: Vec<f32> = (-radius..=radius)
+        .map(|at| (weight(at) / total) as f32)
+        .collect();
 
     scratch.clear();
     scratch.resize(view.len(), 0.0);
@@ -176,7 +202,11 @@ fn gaussian_blur(view: &mut [u8], size: usize, sigma: f64, scratch: &mut Vec<f32
 fn mirror(at: isize, size: usize) -> usize {
     let period = 2 * (size as isize - 1).max(1);
     let folded = at.rem_euclid(period);
-    let reflected = if folded < size as isize { folded } else { period - folded };
+    let reflected = if folded < size as isize {
+        folded
+    } else {
+        period - folded
+    };
     (reflected as usize).min(size - 1)
 }
 
@@ -207,7 +237,12 @@ mod tests {
     fn off_changes_nothing() {
         let mut view = noise(8);
         let before = view.clone();
-        augment(&AugmentConfig::default(), &mut rng(0), &mut view, &mut Vec::new());
+        augment(
+            &AugmentConfig::default(),
+            &mut rng(0),
+            &mut view,
+            &mut Vec::new(),
+        );
         assert_eq!(view, before);
     }
 
@@ -258,24 +293,40 @@ mod tests {
         for size in [1, 2, 3] {
             gaussian_blur(&mut noise(size), size, 20.0, &mut Vec::new());
         }
-        assert_eq!([-2, -1, 0, 1, 2, 3, 4].map(|at| mirror(at, 3)), [2, 1, 0, 1, 2, 1, 0]);
+        assert_eq!(
+            [-2, -1, 0, 1, 2, 3, 4].map(|at| mirror(at, 3)),
+            [2, 1, 0, 1, 2, 1, 0]
+        );
     }
 
     #[test]
     fn draws_keep_their_shares_and_ranges() {
-        let config = AugmentConfig { jitter_p: 0.8, grayscale_p: 0.2, blur_p: 0.5, ..AugmentConfig::default() };
+        let config = AugmentConfig {
+            jitter_p: 0.8,
+            grayscale_p: 0.2,
+            blur_p: 0.5,
+            ..AugmentConfig::default()
+        };
         let draws: Vec<_> = (0..4000).map(|s| Draw::new(&config, &mut rng(s))).collect();
-        let share = |holds: fn(&Draw) -> bool| draws.iter().filter(|d| holds(d)).count() as f64 / 4000.0;
+        let share =
+            |holds: fn(&Draw) -> bool| draws.iter().filter(|d| holds(d)).count() as f64 / 4000.0;
         assert!((share(|d| d.jitter) - 0.8).abs() < 0.03);
         assert!((share(|d| d.grayscale) - 0.2).abs() < 0.03);
         assert!((share(|d| d.blur) - 0.5).abs() < 0.03);
         assert!((share(|d| matches!(d.order[0], Change::Hue)) - 0.25).abs() < 0.03);
-        assert!(draws.iter().all(|d| (0.6..=1.4).contains(&d.brightness) && d.hue.abs() <= 0.1));
+        assert!(
+            draws
+                .iter()
+                .all(|d| (0.6..=1.4).contains(&d.brightness) && d.hue.abs() <= 0.1)
+        );
     }
 
     #[test]
     fn grayscale_alone_makes_channels_equal() {
-        let config = AugmentConfig { grayscale_p: 1.0, ..AugmentConfig::default() };
+        let config = AugmentConfig {
+            grayscale_p: 1.0,
+            ..AugmentConfig::default()
+        };
         let mut view = noise(8);
         augment(&config, &mut rng(1), &mut view, &mut Vec::new());
         assert!(view.chunks(3).all(|p| p[0] == p[1] && p[1] == p[2]));

@@ -57,8 +57,16 @@ impl CropPair {
             Strategy::Same => OtherCrop::Same,
         };
         let first = flips.bool(self.flip_p);
-        let second = if self.strategy == Strategy::Same { first } else { flips.bool(self.flip_p) };
-        CropPairDraw { global, other, flip: [first, second] }
+        let second = if self.strategy == Strategy::Same {
+            first
+        } else {
+            flips.bool(self.flip_p)
+        };
+        CropPairDraw {
+            global,
+            other,
+            flip: [first, second],
+        }
     }
 
     /// Cuts both views out of `picture` into `f1` and `f2`, `[S, S, 3]` each.
@@ -82,7 +90,11 @@ impl CropPair {
             renderer.cut(picture, draw.global, global)?;
             match draw.other {
                 OtherCrop::InGlobalView(crop) => {
-                    let view = RgbRef { width: renderer.size(), height: renderer.size(), data: global };
+                    let view = RgbRef {
+                        width: renderer.size(),
+                        height: renderer.size(),
+                        data: global,
+                    };
                     renderer.cut(view, crop, other)?;
                 }
                 OtherCrop::InPicture(crop) => renderer.cut(picture, crop, other)?,
@@ -106,23 +118,43 @@ mod tests {
     const VIEW_BYTES: usize = 24 * 24 * 3;
 
     fn pair(strategy: Strategy) -> CropPair {
-        let sampler = |area| CropSampler { sampler: Sampler::Torchvision, area, aspect: [0.75, 4.0 / 3.0] };
-        CropPair { strategy, global: sampler([0.1, 1.0]), local: sampler([0.3, 0.6]), flip_p: 0.5 }
+        let sampler = |area| CropSampler {
+            sampler: Sampler::Torchvision,
+            area,
+            aspect: [0.75, 4.0 / 3.0],
+        };
+        CropPair {
+            strategy,
+            global: sampler([0.1, 1.0]),
+            local: sampler([0.3, 0.6]),
+            flip_p: 0.5,
+        }
     }
 
     fn key(sample: u64) -> SampleKey {
-        SampleKey { seed: 3, epoch: 1, sample }
+        SampleKey {
+            seed: 3,
+            epoch: 1,
+            sample,
+        }
     }
 
     fn picture() -> Rgb8Image {
-        let data = (0..60 * 80 * 3u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
-        Rgb8Image { width: 80, height: 60, data }
+        let data = (0..60 * 80 * 3u32)
+            .map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8)
+            .collect();
+        Rgb8Image {
+            width: 80,
+            height: 60,
+            data,
+        }
     }
 
     fn views(pair: &CropPair, draw: &CropPairDraw) -> [Vec<u8>; 2] {
         let mut renderer = Renderer::new(SIZE, Interpolation::Bilinear);
         let (mut f1, mut f2) = (vec![0; VIEW_BYTES], vec![0; VIEW_BYTES]);
-        pair.render(draw, (&picture()).into(), &mut renderer, &mut f1, &mut f2).unwrap();
+        pair.render(draw, (&picture()).into(), &mut renderer, &mut f1, &mut f2)
+            .unwrap();
         [f1, f2]
     }
 
@@ -131,7 +163,9 @@ mod tests {
         let pair = pair(Strategy::GlobalToLocal);
         for sample in 0..20 {
             let draw = pair.draw(key(sample), 80, 60, SIZE);
-            let OtherCrop::InGlobalView(local) = draw.other else { panic!("{draw:?}") };
+            let OtherCrop::InGlobalView(local) = draw.other else {
+                panic!("{draw:?}")
+            };
             assert!(CropBox::whole(SIZE, SIZE).contains(&local));
             let [mut f1, f2] = views(&pair, &draw);
             if draw.flip[0] {
@@ -139,7 +173,17 @@ mod tests {
             }
             let mut expected = vec![0; VIEW_BYTES];
             let mut renderer = Renderer::new(SIZE, Interpolation::Bilinear);
-            renderer.cut(RgbRef { width: SIZE, height: SIZE, data: &f1 }, local, &mut expected).unwrap();
+            renderer
+                .cut(
+                    RgbRef {
+                        width: SIZE,
+                        height: SIZE,
+                        data: &f1,
+                    },
+                    local,
+                    &mut expected,
+                )
+                .unwrap();
             renderer.flip_if(draw.flip[1], &mut expected);
             assert_eq!(f2, expected);
         }
@@ -148,12 +192,23 @@ mod tests {
     #[test]
     fn local_to_global_is_the_same_pair_swapped() {
         let draw = pair(Strategy::GlobalToLocal).draw(key(4), 80, 60, SIZE);
-        let draw = CropPairDraw { flip: [true, false], ..draw };
-        let swapped = CropPairDraw { flip: [false, true], ..draw };
+        let draw = CropPairDraw {
+            flip: [true, false],
+            ..draw
+        };
+        let swapped = CropPairDraw {
+            flip: [false, true],
+            ..draw
+        };
         let [f1, f2] = views(&pair(Strategy::GlobalToLocal), &draw);
         let [g1, g2] = views(&pair(Strategy::LocalToGlobal), &swapped);
         assert_eq!((f1, f2), (g2, g1));
-        assert_eq!(draw.global, pair(Strategy::LocalToGlobal).draw(key(4), 80, 60, SIZE).global);
+        assert_eq!(
+            draw.global,
+            pair(Strategy::LocalToGlobal)
+                .draw(key(4), 80, 60, SIZE)
+                .global
+        );
     }
 
     #[test]
@@ -175,10 +230,15 @@ mod tests {
         let mut flips = [[0; 2]; 2];
         for sample in 0..4000 {
             let draw = pair.draw(key(sample), 500, 375, SIZE);
-            let OtherCrop::InPicture(other) = draw.other else { panic!("{draw:?}") };
+            let OtherCrop::InPicture(other) = draw.other else {
+                panic!("{draw:?}")
+            };
             assert!(other != draw.global && CropBox::whole(500, 375).contains(&other));
             flips[usize::from(draw.flip[0])][usize::from(draw.flip[1])] += 1;
         }
-        assert!(flips.iter().flatten().all(|n| (880..1120).contains(n)), "{flips:?}");
+        assert!(
+            flips.iter().flatten().all(|n| (880..1120).contains(n)),
+            "{flips:?}"
+        );
     }
 }

@@ -53,8 +53,16 @@ mod tests {
     use crate::views::CropSampler;
 
     fn pair(min_gap: u32, max_gap: u32) -> FramePair {
-        let crop = CropSampler { sampler: Sampler::Torchvision, area: [0.5, 1.0], aspect: [0.75, 4.0 / 3.0] };
-        FramePair { min_gap, max_gap, shared: Single { crop, flip_p: 0.5 } }
+        let crop = CropSampler {
+            sampler: Sampler::Torchvision,
+            area: [0.5, 1.0],
+            aspect: [0.75, 4.0 / 3.0],
+        };
+        FramePair {
+            min_gap,
+            max_gap,
+            shared: Single { crop, flip_p: 0.5 },
+        }
     }
 
     proptest! {

@@ -56,7 +56,12 @@ pub struct Renderer {
 impl Renderer {
     /// For views of `size` by `size` px.
     pub fn new(size: u32, interpolation: Interpolation) -> Self {
-        Self { resizer: CropResizer::new(), size, interpolation, blur_scratch: Vec::new() }
+        Self {
+            resizer: CropResizer::new(),
+            size,
+            interpolation,
+            blur_scratch: Vec::new(),
+        }
     }
 
     /// Side of the views in px.
@@ -69,7 +74,8 @@ impl Renderer {
     /// # Errors
     /// As [`CropResizer::resize_crop`].
     pub fn cut(&mut self, picture: RgbRef<'_>, crop: CropBox, out: &mut [u8]) -> Result<()> {
-        self.resizer.resize_crop(picture, crop, self.size, self.size, self.interpolation, out)
+        self.resizer
+            .resize_crop(picture, crop, self.size, self.size, self.interpolation, out)
     }
 
     /// Mirrors the view if asked to.
@@ -119,8 +125,15 @@ enum Kind {
 impl Views {
     /// As the configuration says; it is taken to be valid.
     pub fn new(config: &DataConfig) -> Self {
-        let sampler = |area| CropSampler { sampler: config.sampler, area, aspect: config.aspect };
-        let single = |area| Single { crop: sampler(area), flip_p: config.flip_p };
+        let sampler = |area| CropSampler {
+            sampler: config.sampler,
+            area,
+            aspect: config.aspect,
+        };
+        let single = |area| Single {
+            crop: sampler(area),
+            flip_p: config.flip_p,
+        };
         let kind = match config.views {
             ViewsKind::CropPair => Kind::CropPair(CropPair {
                 strategy: config.strategy,
@@ -134,15 +147,26 @@ impl Views {
                 shared: single(config.frame_area),
             }),
             ViewsKind::Single => Kind::Single(single(config.view_area)),
-            ViewsKind::MultiView => Kind::MultiView(MultiView { each: single(config.view_area) }),
+            ViewsKind::MultiView => Kind::MultiView(MultiView {
+                each: single(config.view_area),
+            }),
         };
         let augment = [config.augment_f1, config.augment_f2];
-        Self { kind, size: config.size, interpolation: config.interpolation, augment }
+        Self {
+            kind,
+            size: config.size,
+            interpolation: config.interpolation,
+            augment,
+        }
     }
 
     /// Views a sample becomes.
     pub fn n_views(&self) -> usize {
-        if matches!(self.kind, Kind::Single(_)) { 1 } else { 2 }
+        if matches!(self.kind, Kind::Single(_)) {
+            1
+        } else {
+            2
+        }
     }
 
     /// Bytes of all views of one sample, `[V, S, S, 3]`.
@@ -167,7 +191,9 @@ impl Views {
     /// Which frames of a sample of `n_frames` (1 for a still picture) are needed; `None` if it has too few.
     pub fn frames(&self, key: SampleKey, n_frames: u32) -> Option<Frames> {
         match &self.kind {
-            Kind::FramePair(pair) => pair.draw_frames(&mut key.rng(Purpose::Frames), n_frames).map(Frames::Two),
+            Kind::FramePair(pair) => pair
+                .draw_frames(&mut key.rng(Purpose::Frames), n_frames)
+                .map(Frames::Two),
             _ if n_frames == 0 => None,
             _ => Some(Frames::One(frame_pair::draw_frame(key, n_frames))),
         }
@@ -187,13 +213,19 @@ impl Views {
         renderer: &mut Renderer,
         out: &mut [u8],
     ) -> Result<()> {
-        let [first, rest @ ..] = pictures else { return Err(wrong_pictures("none")) };
+        let [first, rest @ ..] = pictures else {
+            return Err(wrong_pictures("none"));
+        };
         let (width, height) = (first.width, first.height);
         if out.len() != self.sample_bytes() {
             return Err(Error::Invalid {
                 name: "out",
                 value: format!("{} bytes", out.len()),
-                expected: format!("the {} bytes of {} views", self.sample_bytes(), self.n_views()),
+                expected: format!(
+                    "the {} bytes of {} views",
+                    self.sample_bytes(),
+                    self.n_views()
+                ),
             });
         }
         let (f1, f2) = out.split_at_mut(self.view_bytes());
@@ -203,9 +235,12 @@ impl Views {
                 pair.render(&draw, first.into(), renderer, f1, f2)?;
             }
             Kind::FramePair(pair) => {
-                let [second] = rest else { return Err(wrong_pictures("one frame")) };
+                let [second] = rest else {
+                    return Err(wrong_pictures("one frame"));
+                };
                 if (second.width, second.height) != (width, height) {
-                    let sizes = format!("{width}x{height} and {}x{} px", second.width, second.height);
+                    let sizes =
+                        format!("{width}x{height} and {}x{} px", second.width, second.height);
                     return Err(wrong_pictures(&sizes));
                 }
                 let draw = pair.draw(key, width, height);

@@ -2,8 +2,8 @@
 //!
 //! Source: Ji, Han and Rhee 2023 say only that two views are made from one image; MAE's crop (area 0.2-1) is taken.
 
-use crate::views::single::{Single, ViewDraw};
 use crate::views::SampleKey;
+use crate::views::single::{Single, ViewDraw};
 
 /// Draws both views.
 #[derive(Debug, Clone, Copy, PartialEq)]

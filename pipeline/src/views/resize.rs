@@ -25,7 +25,11 @@ pub struct RgbRef<'a> {
 
 impl<'a> From<&'a Rgb8Image> for RgbRef<'a> {
     fn from(image: &'a Rgb8Image) -> Self {
-        Self { width: image.width, height: image.height, data: &image.data }
+        Self {
+            width: image.width,
+            height: image.height,
+            data: &image.data,
+        }
     }
 }
 
@@ -73,13 +77,16 @@ impl CropResizer {
         if out_len as u64 != u64::from(out_width) * u64::from(out_height) * 3 {
             return Err(wrong_out(out_len));
         }
-        let source = TypedImageRef::<U8x3>::from_buffer(picture.width, picture.height, picture.data)
-            .map_err(|_| wrong_crop())?;
+        let source =
+            TypedImageRef::<U8x3>::from_buffer(picture.width, picture.height, picture.data)
+                .map_err(|_| wrong_crop())?;
         let cropped = TypedCroppedImage::from_ref(&source, crop.x, crop.y, crop.width, crop.height)
             .map_err(|_| wrong_crop())?;
-        let mut target =
-            TypedImage::<U8x3>::from_buffer(out_width, out_height, out).map_err(|_| wrong_out(out_len))?;
-        self.resizer.resize_typed(&cropped, &mut target, &options(interpolation)).map_err(|_| wrong_crop())
+        let mut target = TypedImage::<U8x3>::from_buffer(out_width, out_height, out)
+            .map_err(|_| wrong_out(out_len))?;
+        self.resizer
+            .resize_typed(&cropped, &mut target, &options(interpolation))
+            .map_err(|_| wrong_crop())
     }
 }
 
@@ -99,7 +106,11 @@ pub fn short_side_size(width: u32, height: u32, short: u32) -> (u32, u32) {
         let scaled = u64::from(short) * u64::from(long) / u64::from(old_short.max(1));
         u32::try_from(scaled).unwrap_or(u32::MAX)
     };
-    if width <= height { (short, scaled(height, width)) } else { (scaled(width, height), short) }
+    if width <= height {
+        (short, scaled(height, width))
+    } else {
+        (scaled(width, height), short)
+    }
 }
 
 /// The picture with its short side resized to `short` px, bilinear with antialiasing; enlarges smaller ones.
@@ -109,15 +120,32 @@ pub fn short_side_size(width: u32, height: u32, short: u32) -> (u32, u32) {
 pub fn resize_short_side(picture: &Rgb8Image, short: u32) -> Result<Rgb8Image> {
     let (width, height) = short_side_size(picture.width, picture.height, short);
     let n_bytes = u64::from(width) * u64::from(height) * 3;
-    let n_bytes = usize::try_from(n_bytes).ok().filter(|_| n_bytes <= 3 << 31).ok_or_else(|| Error::Invalid {
-        name: "short side",
-        value: short.to_string(),
-        expected: format!("a size that keeps a {}x{} px picture under 2^31 px", picture.width, picture.height),
-    })?;
+    let n_bytes = usize::try_from(n_bytes)
+        .ok()
+        .filter(|_| n_bytes <= 3 << 31)
+        .ok_or_else(|| Error::Invalid {
+            name: "short side",
+            value: short.to_string(),
+            expected: format!(
+                "a size that keeps a {}x{} px picture under 2^31 px",
+                picture.width, picture.height
+            ),
+        })?;
     let mut data = vec![0; n_bytes];
     let whole = CropBox::whole(picture.width, picture.height);
-    CropResizer::new().resize_crop(picture.into(), whole, width, height, Interpolation::Bilinear, &mut data)?;
-    Ok(Rgb8Image { width, height, data })
+    CropResizer::new().resize_crop(
+        picture.into(),
+        whole,
+        width,
+        height,
+        Interpolation::Bilinear,
+        &mut data,
+    )?;
+    Ok(Rgb8Image {
+        width,
+        height,
+        data,
+    })
 }
 
 #[cfg(test)]
@@ -125,17 +153,37 @@ mod tests {
     use super::*;
 
     fn gradient(width: u32, height: u32) -> Rgb8Image {
-        let data = (0..height).flat_map(|y| (0..width).flat_map(move |x| [x as u8, y as u8, (x + y) as u8])).collect();
-        Rgb8Image { width, height, data }
+        let data = (0..height)
+            .flat_map(|y| (0..width).flat_map(move |x| [x as u8, y as u8, (x + y) as u8]))
+            .collect();
+        Rgb8Image {
+            width,
+            height,
+            data,
+        }
     }
 
     #[test]
     fn a_crop_of_the_wanted_size_is_copied() {
         let picture = gradient(40, 30);
         let mut out = vec![0; 5 * 4 * 3];
-        let crop = CropBox { x: 7, y: 9, width: 5, height: 4 };
+        let crop = CropBox {
+            x: 7,
+            y: 9,
+            width: 5,
+            height: 4,
+        };
         let mut resizer = CropResizer::new();
-        resizer.resize_crop((&picture).into(), crop, 5, 4, Interpolation::Bilinear, &mut out).unwrap();
+        resizer
+            .resize_crop(
+                (&picture).into(),
+                crop,
+                5,
+                4,
+                Interpolation::Bilinear,
+                &mut out,
+            )
+            .unwrap();
         assert_eq!(&out[..6], &[7, 9, 16, 8, 9, 17]);
         assert_eq!(&out[57..], &[11, 12, 23]);
     }
@@ -143,10 +191,24 @@ mod tests {
     #[test]
     fn pixels_outside_the_crop_play_no_part() {
         let mut picture = gradient(64, 64);
-        let crop = CropBox { x: 20, y: 20, width: 24, height: 24 };
+        let crop = CropBox {
+            x: 20,
+            y: 20,
+            width: 24,
+            height: 24,
+        };
         let mut inside = vec![0; 16 * 16 * 3];
         let mut resizer = CropResizer::new();
-        resizer.resize_crop((&picture).into(), crop, 16, 16, Interpolation::Bicubic, &mut inside).unwrap();
+        resizer
+            .resize_crop(
+                (&picture).into(),
+                crop,
+                16,
+                16,
+                Interpolation::Bicubic,
+                &mut inside,
+            )
+            .unwrap();
         for (at, value) in picture.data.iter_mut().enumerate() {
             let (x, y) = (at / 3 % 64, at / 3 / 64);
             if !((20..44).contains(&x) && (20..44).contains(&y)) {
@@ -154,7 +216,16 @@ mod tests {
             }
         }
         let mut again = vec![0; 16 * 16 * 3];
-        resizer.resize_crop((&picture).into(), crop, 16, 16, Interpolation::Bicubic, &mut again).unwrap();
+        resizer
+            .resize_crop(
+                (&picture).into(),
+                crop,
+                16,
+                16,
+                Interpolation::Bicubic,
+                &mut again,
+            )
+            .unwrap();
         assert_eq!(inside, again);
     }
 
@@ -164,16 +235,52 @@ mod tests {
         let mut resizer = CropResizer::new();
         let mut out = vec![0; 12];
         for crop in [
-            CropBox { x: 5, y: 0, width: 6, height: 5 },
-            CropBox { x: u32::MAX, y: 0, width: 2, height: 5 },
+            CropBox {
+                x: 5,
+                y: 0,
+                width: 6,
+                height: 5,
+            },
+            CropBox {
+                x: u32::MAX,
+                y: 0,
+                width: 2,
+                height: 5,
+            },
         ] {
-            let error = resizer.resize_crop((&picture).into(), crop, 2, 2, Interpolation::Bilinear, &mut out);
+            let error = resizer.resize_crop(
+                (&picture).into(),
+                crop,
+                2,
+                2,
+                Interpolation::Bilinear,
+                &mut out,
+            );
             assert!(error.unwrap_err().to_string().contains("within 10x10 px"));
         }
         let whole = CropBox::whole(10, 10);
-        assert!(resizer.resize_crop((&picture).into(), whole, 3, 2, Interpolation::Bilinear, &mut out).is_err());
-        let lying = RgbRef { width: 100, height: 100, data: &picture.data };
-        assert!(resizer.resize_crop(lying, whole, 2, 2, Interpolation::Bilinear, &mut out).is_err());
+        assert!(
+            resizer
+                .resize_crop(
+                    (&picture).into(),
+                    whole,
+                    3,
+                    2,
+                    Interpolation::Bilinear,
+                    &mut out
+                )
+                .is_err()
+        );
+        let lying = RgbRef {
+            width: 100,
+            height: 100,
+            data: &picture.data,
+        };
+        assert!(
+            resizer
+                .resize_crop(lying, whole, 2, 2, Interpolation::Bilinear, &mut out)
+                .is_err()
+        );
     }
 
     #[test]

@@ -38,7 +38,12 @@ impl ViewDraw {
     ///
     /// # Errors
     /// As [`CropResizer::resize_crop`](crate::views::CropResizer::resize_crop).
-    pub fn render(&self, picture: RgbRef<'_>, renderer: &mut Renderer, out: &mut [u8]) -> Result<()> {
+    pub fn render(
+        &self,
+        picture: RgbRef<'_>,
+        renderer: &mut Renderer,
+        out: &mut [u8],
+    ) -> Result<()> {
         renderer.cut(picture, self.crop, out)?;
         renderer.flip_if(self.flip, out);
         Ok(())

@@ -7,6 +7,8 @@ pub mod encoder;
 pub mod mae;
 pub mod multi_view;
 pub mod siamese;
+#[cfg(test)]
+mod tests;
 mod tokens;
 
 use candle_core::Tensor;

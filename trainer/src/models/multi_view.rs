@@ -68,9 +68,9 @@ impl Contrastive {
     }
 
     /// The loss between two views' encodings `[B, 1 + K, D]`.
-    fn loss(&self, encoded: &[Tensor; 2]) -> Result<Tensor> {
+    fn loss(&self, encoded: [&Tensor; 2]) -> Result<Tensor> {
         let project = |tokens: &Tensor| self.projector.forward(&self.pool(tokens)?);
-        let [z1, z2] = [project(&encoded[0])?, project(&encoded[1])?]; // [B, Z]
+        let [z1, z2] = [project(encoded[0])?, project(encoded[1])?]; // [B, Z]
         let temperature = self.config.temperature;
         match &self.predictor {
             None => info_nce(&unit_length(&z1)?, &unit_length(&z2)?, temperature),
@@ -99,6 +99,17 @@ pub struct MultiView {
     encoder: Encoder,
     decoder: MaeDecoder,
     contrastive: Option<Contrastive>,
+}
+
+/// What one view gives.
+struct Branch {
+    /// `[B, 1 + K, D]`.
+    encoded: Tensor,
+    /// `[B, N, P]`.
+    pred: Tensor,
+    /// `[B, N]`.
+    mask: Tensor,
+    loss: Tensor,
 }
 
 impl MultiView {
@@ -137,29 +148,28 @@ impl MultiView {
             Targets::Cross => ([&first, &second], [&second, &first]),
         };
 
-        let branch = |i: usize, view: &'static str| {
+        let branch = |i: usize, view: &'static str| -> Result<Branch> {
             let pass = pass.in_view(view);
             let encoded = self.encoder.forward_masked(inputs[i], masks[i], pass)?; // [B, 1 + K, D]
             let pred = self.decoder.forward(&encoded, masks[i], pass)?; // [B, N, P]
             let mask = masks[i].mask(pred.dtype(), pred.device())?;
             let target = pixel_targets(targets[i], self.config.norm_pix_loss)?;
             let loss = masked_patch_mse(&pred, &target, &mask)?;
-            Ok((encoded, pred, mask, loss))
+            Ok(Branch { encoded, pred, mask, loss })
         };
-        let (encoded1, pred, mask, loss1) = branch(0, "view1")?;
-        let (encoded2, _, _, loss2) = branch(1, "view2")?;
-        let reconstruction = ((loss1 + loss2)? * 0.5)?;
+        let (one, two) = (branch(0, "view1")?, branch(1, "view2")?);
+        let reconstruction = ((one.loss + two.loss)? * 0.5)?;
 
         let (loss, parts) = match &self.contrastive {
             None => (reconstruction.clone(), vec![("reconstruction", reconstruction)]),
             Some(part) => {
-                let contrastive = part.loss(&[encoded1, encoded2])?;
+                let contrastive = part.loss([&one.encoded, &two.encoded])?;
                 let loss = (&reconstruction + (&contrastive * part.config.weight)?)?;
                 (loss, vec![("reconstruction", reconstruction), ("contrastive", contrastive)])
             }
         };
         let target_view = if self.config.targets == Targets::Cross { 1 } else { 0 };
-        Ok(Forward { loss, parts, pred, mask, target_view })
+        Ok(Forward { loss, parts, pred: one.pred, mask: one.mask, target_view })
     }
 }
 

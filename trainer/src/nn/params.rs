@@ -165,11 +165,7 @@ impl Params {
             }
         }
         for (param, tensor) in found() {
-            let tensor = tensor.to_dtype(self.dtype)?.to_device(&self.device)?.contiguous()?;
-            // A tensor that shares the parameter's storage already has its values.
-            if !param.var.same_storage(&tensor) {
-                param.var.set(&tensor)?;
-            }
+            param.var.set(&tensor.to_dtype(self.dtype)?.to_device(&self.device)?)?;
         }
         Ok(())
     }

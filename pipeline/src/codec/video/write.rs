@@ -1,0 +1,157 @@
+//! A clip from frames, for made data and tests.
+
+use std::path::Path;
+
+use ffmpeg_next as ffmpeg;
+
+use ffmpeg::codec::{self, threading};
+use ffmpeg::color::{Range, Space};
+use ffmpeg::format::Pixel;
+use ffmpeg::software::scaling;
+use ffmpeg::{Dictionary, Packet, Rational};
+
+use super::ffi;
+use crate::codec::{CodecError, Rgb8Image};
+
+/// Frames from one key frame to the next.
+const GOP_FRAMES: u32 = 12;
+
+/// Writes an MP4 file: H.264 if the FFmpeg here has libx264, else MPEG-4 part 2, which every one has.
+///
+/// The same frames give the same bytes with the same libraries: one thread, and no times or versions in the file.
+///
+/// * `fps`: frames a second, at least 1.
+/// * `frames`: all of one size, both sides even (chroma is stored at half size).
+///
+/// # Errors
+/// [`CodecError::Encode`] for no frames, frames of odd or differing size, or whatever FFmpeg says on the way.
+pub fn write_video<'a>(
+    path: &Path,
+    fps: u32,
+    frames: impl IntoIterator<Item = &'a Rgb8Image>,
+) -> Result<(), CodecError> {
+    let mut frames = frames.into_iter().peekable();
+    let (width, height) = frames
+        .peek()
+        .map_or((0, 0), |frame| (frame.width, frame.height));
+    let refuse = |reason: String| CodecError::Encode {
+        format: "MP4",
+        width,
+        height,
+        reason,
+    };
+    let failed = |error: ffmpeg::Error| refuse(error.to_string());
+    ffi::init().map_err(failed)?;
+    if width == 0 || height == 0 || width % 2 != 0 || height % 2 != 0 || fps == 0 {
+        return Err(refuse(format!(
+            "at {fps} frames a second: expected at least one frame, even sides and a rate"
+        )));
+    }
+    let name = path
+        .to_str()
+        .ok_or_else(|| refuse("the file's name is not UTF-8".to_owned()))?;
+
+    let mut output = ffmpeg::format::output_as(&format!("file:{name}"), "mp4").map_err(failed)?;
+    let time_base = Rational(
+        1,
+        i32::try_from(fps).map_err(|_| refuse(format!("{fps} frames a second")))?,
+    );
+    let mut encoder = open_encoder(width, height, time_base).map_err(failed)?;
+    {
+        let mut stream = output.add_stream(encoder.codec()).map_err(failed)?;
+        stream.set_parameters(&encoder);
+        stream.set_time_base(time_base);
+    }
+    let mut options = Dictionary::new();
+    options.set("fflags", "+bitexact");
+    output.write_header_with(options).map_err(failed)?;
+    let stream_time_base = output
+        .stream(0)
+        .map_or(time_base, |stream| stream.time_base());
+
+    let flags = scaling::Flags::BICUBIC | scaling::Flags::ACCURATE_RND;
+    let mut to_yuv = scaling::Context::get(
+        Pixel::RGB24,
+        width,
+        height,
+        Pixel::YUV420P,
+        width,
+        height,
+        flags,
+    )
+    .map_err(failed)?;
+    let mut rgb = ffi::new_frame(Pixel::RGB24, width, height).map_err(failed)?;
+    let mut drain = |encoder: &mut ffmpeg::encoder::Video| -> Result<(), ffmpeg::Error> {
+        let mut packet = Packet::empty();
+        while encoder.receive_packet(&mut packet).is_ok() {
+            packet.set_stream(0);
+            packet.set_duration(1);
+            packet.rescale_ts(time_base, stream_time_base);
+            packet.write_interleaved(&mut output)?;
+        }
+        Ok(())
+    };
+    for (number, frame) in frames.enumerate() {
+        if (frame.width, frame.height) != (width, height)
+            || frame.data.len() != width as usize * height as usize * 3
+        {
+            return Err(refuse(format!(
+                "frame {number} is {} x {} pixels",
+                frame.width, frame.height
+            )));
+        }
+        let stride = rgb.stride(0);
+        for (to, from) in rgb
+            .data_mut(0)
+            .chunks_mut(stride)
+            .zip(frame.data.chunks_exact(width as usize * 3))
+        {
+            to[..from.len()].copy_from_slice(from);
+        }
+        // A new frame each time: the encoder keeps references to those it was given.
+        let mut yuv = ffi::new_frame(Pixel::YUV420P, width, height).map_err(failed)?;
+        to_yuv.run(&rgb, &mut yuv).map_err(failed)?;
+        yuv.set_pts(i64::try_from(number).ok());
+        encoder.send_frame(&yuv).map_err(failed)?;
+        drain(&mut encoder).map_err(failed)?;
+    }
+    encoder.send_eof().map_err(failed)?;
+    drain(&mut encoder).map_err(failed)?;
+    output.write_trailer().map_err(failed)
+}
+
+fn open_encoder(
+    width: u32,
+    height: u32,
+    time_base: Rational,
+) -> Result<ffmpeg::encoder::Video, ffmpeg::Error> {
+    let x264 = ffmpeg::encoder::find_by_name("libx264");
+    let found = x264
+        .or_else(|| ffmpeg::encoder::find(codec::Id::MPEG4))
+        .ok_or(ffmpeg::Error::EncoderNotFound)?;
+    let mut context = codec::Context::new_with_codec(found);
+    context.set_threading(threading::Config {
+        kind: threading::Type::None,
+        count: 1,
+        ..threading::Config::default()
+    });
+    context.set_flags(codec::Flags::GLOBAL_HEADER | codec::Flags::BITEXACT); // MP4 keeps the headers apart from the frames
+    let mut encoder = context.encoder().video()?;
+    encoder.set_width(width);
+    encoder.set_height(height);
+    encoder.set_format(Pixel::YUV420P);
+    encoder.set_colorspace(Space::SMPTE170M); // BT.601, which is what swscale converts to unless told otherwise
+    encoder.set_color_range(Range::MPEG);
+    encoder.set_time_base(time_base);
+    encoder.set_frame_rate(Some(time_base.invert()));
+    encoder.set_gop(GOP_FRAMES);
+    let mut options = Dictionary::new();
+    if x264.is_some() {
+        options.set("preset", "veryfast");
+        options.set("crf", "20");
+    } else {
+        encoder.set_qmin(2);
+        encoder.set_qmax(6);
+    }
+    encoder.open_with(options)
+}

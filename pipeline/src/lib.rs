@@ -6,7 +6,8 @@
 //! 2. [`rng`]: all randomness of the project, a pure function of (seed, epoch, sample, purpose)
 //! 3. [`config`]: what a run trains on, as a table of an experiment's file
 //! 4. [`views`]: what a sample becomes: frames, crops and flips drawn from its key, then cut from the decoded pictures
-//! 5. [`error`]: what can go wrong, told apart by what a caller can do about it
+//! 5. [`loader`]: shards in, batches of views out, by threads that agree on every pixel
+//! 6. [`error`]: what can go wrong, told apart by what a caller can do about it
 //!
 //! Invariants:
 //!
@@ -17,6 +18,7 @@
 pub mod codec;
 pub mod config;
 pub mod error;
+pub mod loader;
 pub mod rng;
 pub mod views;
 

@@ -104,7 +104,7 @@ impl<'a> Worker<'a> {
         Err(Error::TooManyBad {
             found: bad.len() as u64,
             limit: MAX_SUBSTITUTES as u64,
-            named: name_some(bad),
+            named: name_some(bad.iter()),
         })
     }
 

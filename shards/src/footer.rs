@@ -23,6 +23,9 @@ const TAIL_BASE_BYTES: u64 = 64 << 10;
 /// What the places of one row take in the offset index, at most.
 const TAIL_BYTES_PER_ROW: u64 = 24;
 
+/// The first read takes no more than this, whatever number of rows a manifest speaks of.
+const TAIL_MAX_BYTES: u64 = 16 << 20;
+
 const MAGIC: &[u8; 4] = b"PAR1";
 
 /// The part of a shard to read first: most often it holds the whole footer and offset index.
@@ -33,7 +36,7 @@ pub fn tail_range(file_size: u64, n_rows: u64) -> Range<u64> {
     let guess = n_rows
         .saturating_mul(TAIL_BYTES_PER_ROW)
         .saturating_add(TAIL_BASE_BYTES);
-    file_size.saturating_sub(guess)..file_size
+    file_size.saturating_sub(guess.min(TAIL_MAX_BYTES))..file_size
 }
 
 /// What [`ShardFooter::parse`] made of a tail.

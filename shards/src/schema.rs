@@ -270,23 +270,41 @@ fn leaf(
 
 /// The file's key-value metadata, in a fixed order.
 pub(crate) fn key_values(spec: &ShardSpec) -> Vec<KeyValue> {
-    // Sorted by hand: the order of a `serde_json::Map` depends on features that other crates may switch on.
-    let options: BTreeMap<&String, &Value> = spec.options.iter().collect();
     let pairs = [
         (META_FORMAT, FORMAT_VERSION.to_string()),
         (META_KIND, spec.kind.as_str().to_owned()),
         (META_SPLIT, spec.split.clone()),
         (META_PAYLOAD, PAYLOAD.to_owned()),
-        (META_OPTIONS, json!(options).to_string()),
+        (META_OPTIONS, text(Value::Object(spec.options.clone()))),
         (
             META_HUGGINGFACE,
-            huggingface(spec.kind, &spec.class_names).to_string(),
+            text(huggingface(spec.kind, &spec.class_names)),
         ),
     ];
     pairs
         .into_iter()
         .map(|(key, value)| KeyValue::new(key.to_owned(), value))
         .collect()
+}
+
+/// JSON with sorted keys: the order of a `serde_json::Map` depends on features that another crate may switch on, and a
+/// shard's bytes must not.
+fn text(value: Value) -> String {
+    sorted(value).to_string()
+}
+
+fn sorted(value: Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            let fields: BTreeMap<String, Value> = fields
+                .into_iter()
+                .map(|(key, value)| (key, sorted(value)))
+                .collect();
+            Value::Object(fields.into_iter().collect())
+        }
+        Value::Array(items) => Value::Array(items.into_iter().map(sorted).collect()),
+        other => other,
+    }
 }
 
 /// What `datasets` needs to show pictures and class names.

@@ -1,11 +1,10 @@
 //! Where tensors live: opening the device, and bringing batches to it.
 //!
-//! Threads of the CPU device: candle and the optimizer use every core; `RAYON_NUM_THREADS` in the
-//! environment bounds both.
+//! Threads of the CPU device: see [`prepare_process`].
 
-mod malloc;
+mod process;
 
-pub use malloc::keep_freed_memory;
+pub use process::prepare_process;
 
 use candle_core::{DType, Device, Tensor};
 use pipeline::loader::Batch;

@@ -71,7 +71,7 @@ pub fn train_from(
     progress: &mut dyn FnMut(&Progress),
 ) -> Result<Summary> {
     let config = &config.resolved()?;
-    device::keep_freed_memory();
+    device::prepare_process();
     let device = device::open(&config.device)?;
     let checkpoints = Checkpoints::open(run_dir, Keep { last: config.run.keep_last, every: config.run.keep_every })?;
     let resumed = find_resumable(&checkpoints, config, progress)?;

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures::stream::BoxStream;
 use object_store::memory::InMemory;
 use object_store::path::Path;
@@ -12,7 +13,7 @@ use object_store::{
     CopyOptions, GetOptions, GetRange, GetResult, ListResult, MultipartUpload, ObjectMeta,
     ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
-use shards::{Kind, ShardSet, Store};
+use shards::{FooterStep, Kind, ShardFooter, ShardSet, Store, tail_range};
 
 use crate::support::*;
 
@@ -152,4 +153,34 @@ fn an_index_is_small() {
     let name_bytes = "class/clip_199".len();
     let groups_and_self = 20_000;
     assert!(set.index_memory_bytes() < 8 * rows + (12 + name_bytes) * samples + groups_and_self);
+}
+
+#[test]
+fn a_short_tail_asks_for_more_until_it_has_the_offset_index() {
+    let file = Bytes::from(shard(Kind::Clips, 0, 60));
+    for first in [0, 1, 7, 8, 9, 100, 5_000, file.len()] {
+        let mut start = file.len() - first;
+        let mut n_steps = 0;
+        let footer = loop {
+            match ShardFooter::parse("shard", file.len() as u64, &file.slice(start..)).unwrap() {
+                FooterStep::Done(footer) => break footer,
+                FooterStep::NeedsMore(range) => {
+                    assert!(range.end == file.len() as u64 && range.start < start as u64);
+                    start = range.start as usize;
+                    n_steps += 1;
+                }
+            }
+        };
+        assert_eq!(footer.kind(), Kind::Clips);
+        assert!(n_steps <= 3, "{n_steps} steps from a tail of {first} bytes");
+    }
+}
+
+#[test]
+fn the_first_read_is_bounded_by_the_file_and_by_reason() {
+    assert_eq!(tail_range(1000, u64::MAX), 0..1000);
+    let tail = tail_range(i64::MAX as u64, u64::MAX);
+    assert!(tail.end - tail.start <= 16 << 20);
+    let tail = tail_range(256 << 20, 2_400);
+    assert!(tail.end - tail.start < 128 << 10);
 }

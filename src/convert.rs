@@ -7,16 +7,16 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 use pipeline::convert::{
     self, Check, CommonOptions, ConvertReport, FrameRange, ImagenetOptions, KineticsOptions, MaxBad, Part, Progress,
-    ProgressEvent,
+    ProgressEvent, SplitReport,
 };
 
-use crate::output::{self, Output};
+use crate::output::{Output, facts};
 use crate::progress::Bar;
 use crate::signals;
 use crate::sizes::{human_bytes, parse_bytes};
 
-/// Broken items listed on the terminal; the report file has all.
-const SKIPPED_SHOWN: usize = 20;
+/// Items of each kind named on the terminal; `.pairquet/report-SPLIT.json` has all.
+const NAMED: usize = 20;
 
 #[derive(Subcommand)]
 pub enum Command {
@@ -149,11 +149,62 @@ pub fn run(command: Command, out: &Output) -> Result<ExitCode> {
             };
             convert::kinetics(&src, &args.dst, &options, &bar, &stop)
         }
-        Command::Finish { dst } => convert::finish(&dst),
+        Command::Finish { dst } => {
+            let splits = convert::finish(&dst)?;
+            out.result(&splits, |splits| splits.iter().map(split_facts).collect::<Vec<_>>().join("\n\n"))?;
+            return Ok(ExitCode::SUCCESS);
+        }
     };
-    bar.0.finish();
-    out.result(&report?, table)?;
+    bar.finish();
+    out.result(&report?, describe)?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn describe(report: &ConvertReport) -> String {
+    let mut text = split_facts(&report.split);
+    let seconds = report.seconds.max(f64::MIN_POSITIVE);
+    text.push_str(&format!(
+        "\n{} files in {:.1} s: {:.1} files/s, {:.0} pictures/s, {}/s read; {} shards were there already\n",
+        report.items_converted,
+        report.seconds,
+        report.items_converted as f64 / seconds,
+        report.rows_converted as f64 / seconds,
+        human_bytes((report.bytes_converted as f64 / seconds) as u64),
+        report.shards_resumed,
+    ));
+    if !report.is_finished {
+        text.push_str("this is one part: when all are there, run `pairquet convert finish`\n");
+    }
+    text
+}
+
+fn split_facts(split: &SplitReport) -> String {
+    let named = |key: &str, reason: &str| format!("  {key}: {reason}\n");
+    let mut text = facts([
+        ("split", split.split.clone()),
+        ("read", format!("{} files, {}", split.items, human_bytes(split.source_bytes))),
+        ("written", format!("{} samples, {} pictures, {}", split.samples, split.rows, human_bytes(split.shard_bytes))),
+        ("shards", split.shards.to_string()),
+        ("skipped", split.skipped.len().to_string()),
+        ("damaged", split.damaged.len().to_string()),
+    ]);
+    text.push('\n');
+    for (fault, count) in split.skipped_by_fault() {
+        text.push_str(&format!("skipped as {fault}: {count}\n"));
+    }
+    for skipped in split.skipped.iter().take(NAMED) {
+        text.push_str(&named(&skipped.key, &skipped.reason));
+    }
+    if !split.damaged.is_empty() {
+        text.push_str("kept in part:\n");
+    }
+    for damaged in split.damaged.iter().take(NAMED) {
+        text.push_str(&named(&damaged.key, &damaged.reason));
+    }
+    for note in split.notes.iter().take(NAMED) {
+        text.push_str(&format!("note: {note}\n"));
+    }
+    text
 }
 
 /// A source that is a file is a list; its clips lie in `root`, or beside it.
@@ -173,6 +224,11 @@ impl ConvertBar {
     /// A bar that appears with the first event.
     pub fn new(out: &Output) -> Self {
         Self(Bar::new(out, "converting", "files"))
+    }
+
+    /// Takes the bar away.
+    pub fn finish(&self) {
+        self.0.finish();
     }
 }
 

@@ -159,7 +159,7 @@ fn describe(report: &Report) -> String {
     ]);
     text.push_str(&format!("\n\n{}\n\n", report.schema.trim_end()));
     let mut table = Table::new();
-    table.load_preset(presets::UTF8_BORDERS_ONLY);
+    table.load_style(presets::UTF8_BORDERS_ONLY);
     table.set_header(["key", "label", "class", "frames", "size", "bytes of the first"]);
     for sample in &report.first_samples {
         table.add_row([

@@ -77,7 +77,7 @@ fn one_line(error: &anyhow::Error) -> String {
 /// A two-column table of names and values.
 pub fn facts<const N: usize>(rows: [(&str, String); N]) -> String {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
+    table.load_style(presets::NOTHING);
     for (name, value) in rows {
         table.add_row([name.to_owned(), value]);
     }

@@ -19,7 +19,7 @@ pub fn stop_on_signal(out: &Output) -> Result<Stop> {
         .name("signals".into())
         .spawn(move || {
             for signal in signals.forever() {
-                if raised.requested() {
+                if raised.is_requested() {
                     process::exit(128 + signal);
                 }
                 raised.request();

@@ -99,7 +99,7 @@ pub fn samples(set: &ShardSet, n: u64, cell: u32) -> Result<Rgb8Image> {
 /// As [`Loader::new`] and [`Loader::next_batch`].
 pub fn views(config: &DataConfig, seed: u64, n: usize, cell: u32) -> Result<Rgb8Image> {
     let config = DataConfig { batch_size: config.batch_size.min(n), ..config.clone() };
-    let mut loader = Loader::new(&config, seed, Rank::single(), LoaderState::default())?;
+    let mut loader = Loader::new(&config, seed, Rank::SINGLE, LoaderState::default())?;
     let mut shown: Vec<Rgb8Image> = Vec::new();
     let mut n_views = 1;
     while shown.len() < n * n_views {

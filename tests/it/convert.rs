@@ -75,7 +75,7 @@ fn broken_files_are_named_and_limited() {
     assert!(message.contains("broken") && message.contains("1%"), "{message}");
 
     let report = json(&["convert", "imagenet", utf8(&src), utf8(&dst), "--max-bad", "50%"]);
-    assert_eq!(report["written"], 6, "{report}");
+    assert_eq!(report["samples"], 6, "{report}");
     let skipped = report["skipped"].to_string();
     for (name, why) in [("cut", "truncated"), ("empty", "empty"), ("text", "not a picture")] {
         assert!(skipped.contains(name) && skipped.contains(why), "{name}: {skipped}");

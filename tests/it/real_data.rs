@@ -10,7 +10,7 @@ fn three_hundred_imagenet_pictures() {
     let dir = tempfile::tempdir().unwrap();
     let dst = dir.path().join("set");
     let report = json(&["convert", "imagenet", utf8(&src), utf8(&dst), "--shard-size", "8MiB"]);
-    assert_eq!(report["written"], 300, "{report}");
+    assert_eq!(report["samples"], 300, "{report}");
     ok(&["verify", utf8(&dst), "--quiet"]);
 }
 
@@ -33,7 +33,7 @@ fn odd_pictures_are_read_as_the_reference_reads_them_or_named() {
         assert!(skipped.contains(name), "{name}: {skipped}");
     }
     assert_eq!(report["skipped"].as_array().unwrap().len(), 3, "{skipped}");
-    assert_eq!(report["written"], 7, "{report}");
+    assert_eq!(report["samples"], 7, "{report}");
     ok(&["verify", utf8(&dst), "--quiet"]);
 }
 

@@ -8,8 +8,9 @@
 //! 4. [`views`]: what a sample becomes: frames, crops and flips drawn from its key, then cut from the decoded pictures
 //! 5. [`loader`]: shards in, batches of views out, by threads that agree on every pixel
 //! 6. [`convert`]: sources of pictures and clips to a set of shards
-//! 7. [`sheet`]: a set, or what a configuration makes of it, as one picture to look at
-//! 8. [`error`] and [`stop`]: what can go wrong, told apart by what a caller can do about it; the wish to end early
+//! 7. [`synth`]: made pictures, clips and masks with known answers
+//! 8. [`sheet`]: a set, or what a configuration makes of it, as one picture to look at
+//! 9. [`error`] and [`stop`]: what can go wrong, told apart by what a caller can do about it; the wish to end early
 //!
 //! Invariants:
 //!
@@ -25,6 +26,7 @@ pub mod loader;
 pub mod rng;
 pub mod sheet;
 pub mod stop;
+pub mod synth;
 pub mod views;
 
 pub use error::{Error, Result};

@@ -9,6 +9,7 @@
 //! - [`nn`]: parameters and layers; [`ops`]: the operations they are made of.
 //! - [`optim`]: parameter groups, gradients and their norm, AdamW, the learning rate of a step.
 //! - [`checkpoint`]: what a run needs to go on as if it had never stopped.
+//! - [`exchange`]: checkpoints from and to other programs.
 //! - [`metrics`] and [`pictures`]: what a person looks at.
 //! - [`error`]: what can go wrong.
 //!
@@ -21,6 +22,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod device;
 pub mod error;
+pub mod exchange;
 pub mod loss;
 pub mod masking;
 pub mod metrics;

@@ -11,8 +11,9 @@ use crate::columns::ShardColumns;
 use crate::error::{Error, Malformed, Result};
 use crate::footer::ShardFooter;
 use crate::manifest::{Manifest, ShardEntry};
+use crate::metadata::META_SPLIT;
 use crate::reader::ShardIndex;
-use crate::schema::{Column, Kind, META_SPLIT};
+use crate::schema::{Column, Kind};
 use crate::set::{check_footer, read_columns, read_footer};
 use crate::storage::{Store, hex};
 

@@ -94,6 +94,14 @@ pub fn checkpoint_info(dir: &Path) -> Result<CheckpointInfo> {
     })
 }
 
+/// Writes a value as JSON for people to read too.
+pub(super) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let mut text =
+        serde_json::to_vec_pretty(value).map_err(|source| Error::Json { path: path.to_owned(), source })?;
+    text.push(b'\n');
+    fs::write(path, text).map_err(Error::io(path))
+}
+
 /// A folder that appears under its name all at once, or not at all.
 pub(super) struct NewFolder {
     temp: PathBuf,

@@ -1,13 +1,11 @@
 //! From a file of another program to a model with all its parameters.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs::File;
-use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use candle_core::{DType, Device};
 
-use super::folder::{IMPORT_FILE, IMPORT_FORMAT, ImportCard, MODEL_FILE, NewFolder, OPTIM_FILE, Source};
+use super::folder::{IMPORT_FILE, IMPORT_FORMAT, ImportCard, MODEL_FILE, NewFolder, OPTIM_FILE, Source, write_json};
 use super::foreign::{Foreign, Format};
 use super::moments::OptimizerState;
 use super::names::{Tensors, from_hugging_face, is_encoder, is_hugging_face};
@@ -218,12 +216,7 @@ impl Imported {
     pub fn write(&self, dst: &Path) -> Result<()> {
         let folder = NewFolder::create(dst)?;
         let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-        let write = |name: &str, tensors: &Tensors| -> Result<()> {
-            let path = folder.path(name);
-            let mut out = BufWriter::new(File::create(&path).map_err(Error::io(&path))?);
-            safetensors_file::write(&mut out, tensors, &metadata)?;
-            out.flush().map_err(Error::io(&path))
-        };
+        let write = |name: &str, tensors: &Tensors| safetensors_file::write(&folder.path(name), tensors, &metadata);
         write(MODEL_FILE, &self.tensors())?;
         if let Some(state) = &self.optimizer {
             let moments = [("exp_avg", &state.exp_avg), ("exp_avg_sq", &state.exp_avg_sq)];
@@ -241,11 +234,7 @@ impl Imported {
             step: self.optimizer.as_ref().map(|state| state.steps),
             notes: self.notes.clone(),
         };
-        let path = folder.path(IMPORT_FILE);
-        let mut text =
-            serde_json::to_vec_pretty(&card).map_err(|source| Error::Json { path: path.clone(), source })?;
-        text.push(b'\n');
-        std::fs::write(&path, text).map_err(Error::io(&path))?;
+        write_json(&folder.path(IMPORT_FILE), &card)?;
         folder.commit()
     }
 

@@ -3,7 +3,9 @@
 //! The crate `safetensors` keeps metadata in a hash map, so with more than one entry its files differ from run to run.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
 
 use candle_core::DType;
 use serde_json::json;
@@ -15,11 +17,11 @@ use crate::error::{Error, Result};
 /// The header's length is padded to this, so that the values lie aligned.
 const ALIGNMENT: usize = 8;
 
-/// Writes f32 tensors by name, in the names' order.
+/// Writes f32 tensors by name to a new file, in the names' order.
 ///
 /// # Errors
-/// [`Error::Parameter`] for a tensor that is not f32, an I/O error of `out` as [`Error::Checkpoint`]'s caller wraps it.
-pub(super) fn write(out: &mut impl Write, tensors: &Tensors, metadata: &BTreeMap<String, String>) -> Result<()> {
+/// [`Error::Parameter`] for a tensor that is not f32, [`Error::Io`].
+pub(super) fn write(path: &Path, tensors: &Tensors, metadata: &BTreeMap<String, String>) -> Result<()> {
     let mut header = serde_json::Map::new();
     header.insert("__metadata__".to_owned(), json!(metadata));
     let mut at = 0;
@@ -36,8 +38,8 @@ pub(super) fn write(out: &mut impl Write, tensors: &Tensors, metadata: &BTreeMap
     }
     let mut header = serde_json::Value::Object(header).to_string().into_bytes();
     header.resize(header.len().next_multiple_of(ALIGNMENT), b' ');
-    let io = Error::io("safetensors file");
-    write_all(out, &header, tensors).map_err(io)
+    let mut out = BufWriter::new(File::create(path).map_err(Error::io(path))?);
+    write_all(&mut out, &header, tensors).and_then(|()| out.flush()).map_err(Error::io(path))
 }
 
 fn write_all(out: &mut impl Write, header: &[u8], tensors: &Tensors) -> io::Result<()> {
@@ -95,8 +97,9 @@ mod tests {
         ]
         .into();
         let metadata = [("format".to_owned(), "pt".to_owned()), ("x".to_owned(), "{\"y\": 1}".to_owned())].into();
-        let mut bytes = Vec::new();
-        write(&mut bytes, &tensors, &metadata).unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        write(file.path(), &tensors, &metadata).unwrap();
+        let bytes = std::fs::read(file.path()).unwrap();
         let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
         assert_eq!(header.metadata().as_ref().unwrap()["x"], "{\"y\": 1}");
         let read = safetensors::SafeTensors::deserialize(&bytes).unwrap();
@@ -104,7 +107,7 @@ mod tests {
         assert_eq!(read.tensor("b").unwrap().shape(), [2, 3]);
         assert_eq!(read.tensor("a\"ω").unwrap().data(), (-0f32).to_le_bytes());
         let f64s = [("x".to_owned(), Tensor::new(1f64, &Device::Cpu).unwrap())].into();
-        assert!(write(&mut Vec::new(), &f64s, &BTreeMap::new()).is_err());
+        assert!(write(file.path(), &f64s, &BTreeMap::new()).is_err());
     }
 
     #[test]

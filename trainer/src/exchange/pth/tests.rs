@@ -156,11 +156,9 @@ fn a_tensor_cannot_reach_past_its_storage() {
 fn what_is_written_for_torch_reads_back() {
     let weight = Tensor::from_vec(vec![0.5f32, -0.0, f32::NAN, 4.0, 5.0, 6.0], (2, 3), &Device::Cpu).unwrap();
     let scalar = Tensor::new(7f32, &Device::Cpu).unwrap();
-    let mut out = std::io::Cursor::new(Vec::new());
+    let file = tempfile::NamedTempFile::new().unwrap();
     let tensors = [("b.weight", &weight), ("a", &scalar)];
-    crate::exchange::torch_file::write_torch(&mut out, tensors.into_iter(), 12).unwrap();
-    let mut file = tempfile::NamedTempFile::new().unwrap();
-    file.write_all(&out.into_inner()).unwrap();
+    crate::exchange::torch_file::write(file.path(), tensors.into_iter(), 12).unwrap();
     let mut file = PthFile::open(file.path()).unwrap();
     let root = file.pickle().root();
     assert_eq!(file.pickle().entry(root, "epoch").and_then(|id| file.pickle().size(id)), Some(12));

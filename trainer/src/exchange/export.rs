@@ -88,14 +88,23 @@ pub fn export(checkpoint_dir: &Path, dst: &Path, options: &ExportOptions) -> Res
     let info = checkpoint_info(checkpoint_dir)?;
     let source = checkpoint_dir.join(MODEL_FILE);
     let (source_sha256, _) = sha256_of(&source)?;
-    let whole: Tensors = Foreign::read(&source, Format::Safetensors, false)?.tensors.into_iter().collect();
+    let whole: Tensors = Foreign::read(&source, Format::Safetensors, false)?
+        .tensors
+        .into_iter()
+        .collect();
     let whole_kept = match options.to {
         Target::Torch => true,
         Target::HuggingFace => info.model.kind == ModelKind::Mae,
         Target::Timm => false,
     };
-    let (kept, left): (Tensors, Tensors) = whole.into_iter().partition(|(name, _)| whole_kept || is_encoder(name));
-    let renamed = if options.to == Target::HuggingFace { to_hugging_face(&kept)? } else { kept.clone() };
+    let (kept, left): (Tensors, Tensors) = whole
+        .into_iter()
+        .partition(|(name, _)| whole_kept || is_encoder(name));
+    let renamed = if options.to == Target::HuggingFace {
+        to_hugging_face(&kept)?
+    } else {
+        kept.clone()
+    };
 
     let folder = NewFolder::create(dst)?;
     safetensors_file::write(&folder.path(MODEL_FILE), &renamed, &metadata(&info)?)?;
@@ -124,7 +133,11 @@ pub fn export(checkpoint_dir: &Path, dst: &Path, options: &ExportOptions) -> Res
     let mut files = Vec::with_capacity(names.len());
     for name in names {
         let (sha256, bytes) = sha256_of(&folder.path(&name))?;
-        files.push(ExportedFile { name, bytes, sha256 });
+        files.push(ExportedFile {
+            name,
+            bytes,
+            sha256,
+        });
     }
     let report = ExportReport {
         model: info.model.clone(),
@@ -133,15 +146,20 @@ pub fn export(checkpoint_dir: &Path, dst: &Path, options: &ExportOptions) -> Res
         n_values: renamed.values().map(|tensor| tensor.elem_count()).sum(),
         left_out: left.into_keys().collect(),
     };
-    write_json(&folder.path(CARD_FILE), &card(&info, &source_sha256, options.to, &report)?)?;
+    write_json(
+        &folder.path(CARD_FILE),
+        &card(&info, &source_sha256, options.to, &report)?,
+    )?;
     folder.commit()?;
     Ok(report)
 }
 
 /// `format: pt` is what Hugging Face's reader asks for; the rest lets an import know what no tensor tells.
 fn metadata(info: &CheckpointInfo) -> Result<BTreeMap<String, String>> {
-    let mut metadata =
-        BTreeMap::from([("format".to_owned(), "pt".to_owned()), (MODEL_KEY.to_owned(), model_json(&info.model)?.to_string())]);
+    let mut metadata = BTreeMap::from([
+        ("format".to_owned(), "pt".to_owned()),
+        (MODEL_KEY.to_owned(), model_json(&info.model)?.to_string()),
+    ]);
     if let Some(epoch) = info.epoch {
         metadata.insert(EPOCH_KEY.to_owned(), epoch.to_string());
     }
@@ -149,13 +167,27 @@ fn metadata(info: &CheckpointInfo) -> Result<BTreeMap<String, String>> {
 }
 
 fn model_json(model: &ModelConfig) -> Result<serde_json::Value> {
-    serde_json::to_value(model).map_err(|source| Error::Json { path: CARD_FILE.into(), source })
+    serde_json::to_value(model).map_err(|source| Error::Json {
+        path: CARD_FILE.into(),
+        source,
+    })
 }
 
-fn card(info: &CheckpointInfo, sha256: &str, to: Target, report: &ExportReport) -> Result<serde_json::Value> {
-    let files: Vec<_> =
-        report.files.iter().map(|f| json!({"name": f.name, "bytes": f.bytes, "sha256": f.sha256})).collect();
-    let imported_from = info.source.as_ref().map(|s| json!({"file": s.file, "bytes": s.bytes, "sha256": s.sha256}));
+fn card(
+    info: &CheckpointInfo,
+    sha256: &str,
+    to: Target,
+    report: &ExportReport,
+) -> Result<serde_json::Value> {
+    let files: Vec<_> = report
+        .files
+        .iter()
+        .map(|f| json!({"name": f.name, "bytes": f.bytes, "sha256": f.sha256}))
+        .collect();
+    let imported_from = info
+        .source
+        .as_ref()
+        .map(|s| json!({"file": s.file, "bytes": s.bytes, "sha256": s.sha256}));
     Ok(json!({
         "format": to.name(),
         "program": format!("pairquet {}", env!("CARGO_PKG_VERSION")),

@@ -21,7 +21,11 @@ const ALIGNMENT: usize = 8;
 ///
 /// # Errors
 /// [`Error::Parameter`] for a tensor that is not f32, [`Error::Io`].
-pub(super) fn write(path: &Path, tensors: &Tensors, metadata: &BTreeMap<String, String>) -> Result<()> {
+pub(super) fn write(
+    path: &Path,
+    tensors: &Tensors,
+    metadata: &BTreeMap<String, String>,
+) -> Result<()> {
     let mut header = serde_json::Map::new();
     header.insert("__metadata__".to_owned(), json!(metadata));
     let mut at = 0;
@@ -33,21 +37,32 @@ pub(super) fn write(path: &Path, tensors: &Tensors, metadata: &BTreeMap<String, 
             });
         }
         let end = at + tensor.elem_count() * size_of::<f32>();
-        header.insert(name.clone(), json!({"dtype": "F32", "shape": tensor.dims(), "data_offsets": [at, end]}));
+        header.insert(
+            name.clone(),
+            json!({"dtype": "F32", "shape": tensor.dims(), "data_offsets": [at, end]}),
+        );
         at = end;
     }
     let mut header = serde_json::Value::Object(header).to_string().into_bytes();
     header.resize(header.len().next_multiple_of(ALIGNMENT), b' ');
     let mut out = BufWriter::new(File::create(path).map_err(Error::io(path))?);
-    write_all(&mut out, &header, tensors).and_then(|()| out.flush()).map_err(Error::io(path))
+    write_all(&mut out, &header, tensors)
+        .and_then(|()| out.flush())
+        .map_err(Error::io(path))
 }
 
 fn write_all(out: &mut impl Write, header: &[u8], tensors: &Tensors) -> io::Result<()> {
     out.write_all(&(header.len() as u64).to_le_bytes())?;
     out.write_all(header)?;
     for tensor in tensors.values() {
-        let values = tensor.flatten_all().and_then(|t| t.to_vec1::<f32>()).map_err(io::Error::other)?;
-        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let values = tensor
+            .flatten_all()
+            .and_then(|t| t.to_vec1::<f32>())
+            .map_err(io::Error::other)?;
+        let bytes: Vec<u8> = values
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect();
         out.write_all(&bytes)?;
     }
     Ok(())
@@ -61,12 +76,22 @@ pub(super) struct Hashing<W> {
 
 impl<W> Hashing<W> {
     pub(super) fn new(inner: W) -> Self {
-        Hashing { inner, hasher: Sha256::new() }
+        Hashing {
+            inner,
+            hasher: Sha256::new(),
+        }
     }
 
     /// The writer, and the hash of all that went through in hexadecimal.
     pub(super) fn finish(self) -> (W, String) {
-        (self.inner, self.hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+        (
+            self.inner,
+            self.hasher
+                .finalize()
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect(),
+        )
     }
 }
 
@@ -91,12 +116,25 @@ mod tests {
     #[test]
     fn the_crate_reads_what_is_written() {
         let tensors: Tensors = [
-            ("b".to_owned(), Tensor::arange(0f32, 6., &Device::Cpu).unwrap().reshape((2, 3)).unwrap()),
+            (
+                "b".to_owned(),
+                Tensor::arange(0f32, 6., &Device::Cpu)
+                    .unwrap()
+                    .reshape((2, 3))
+                    .unwrap(),
+            ),
             ("a\"ω".to_owned(), Tensor::new(-0f32, &Device::Cpu).unwrap()),
-            ("none".to_owned(), Tensor::zeros((0, 4), DType::F32, &Device::Cpu).unwrap()),
+            (
+                "none".to_owned(),
+                Tensor::zeros((0, 4), DType::F32, &Device::Cpu).unwrap(),
+            ),
         ]
         .into();
-        let metadata = [("format".to_owned(), "pt".to_owned()), ("x".to_owned(), "{\"y\": 1}".to_owned())].into();
+        let metadata = [
+            ("format".to_owned(), "pt".to_owned()),
+            ("x".to_owned(), "{\"y\": 1}".to_owned()),
+        ]
+        .into();
         let file = tempfile::NamedTempFile::new().unwrap();
         write(file.path(), &tensors, &metadata).unwrap();
         let bytes = std::fs::read(file.path()).unwrap();
@@ -117,6 +155,9 @@ mod tests {
         hashing.write_all(b"bc").unwrap();
         let (bytes, hash) = hashing.finish();
         assert_eq!(bytes, b"abc");
-        assert_eq!(hash, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+        assert_eq!(
+            hash,
+            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+        );
     }
 }

@@ -32,19 +32,30 @@ pub(super) fn write<'a>(
     for (name, tensor) in tensors {
         if tensor.dtype() != DType::F32 {
             let problem = format!("is {:?}, expected f32", tensor.dtype());
-            return Err(Error::Parameter { name: name.to_owned(), problem });
+            return Err(Error::Parameter {
+                name: name.to_owned(),
+                problem,
+            });
         }
         let values = tensor.flatten_all()?.to_vec1::<f32>()?;
         text(&mut pickle, name);
         rebuild(&mut pickle, storages.len(), values.len(), tensor.dims());
-        storages.push(values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>());
+        storages.push(
+            values
+                .iter()
+                .flat_map(|v| v.to_le_bytes())
+                .collect::<Vec<u8>>(),
+        );
     }
     pickle.push(b'u');
     text(&mut pickle, "epoch");
     integer(&mut pickle, epoch);
     pickle.extend(b"u.");
 
-    write_zip(path, &pickle, &storages).map_err(|problem| Error::Checkpoint { path: path.to_owned(), problem })
+    write_zip(path, &pickle, &storages).map_err(|problem| Error::Checkpoint {
+        path: path.to_owned(),
+        problem,
+    })
 }
 
 fn write_zip(path: &Path, pickle: &[u8], storages: &[Vec<u8>]) -> Result<(), String> {
@@ -55,7 +66,8 @@ fn write_zip(path: &Path, pickle: &[u8], storages: &[Vec<u8>]) -> Result<(), Str
             .compression_method(CompressionMethod::Stored)
             .with_alignment(ALIGNMENT)
             .large_file(bytes.len() >= u32::MAX as usize);
-        zip.start_file(format!("{FOLDER}/{name}"), options).map_err(|e| e.to_string())?;
+        zip.start_file(format!("{FOLDER}/{name}"), options)
+            .map_err(|e| e.to_string())?;
         zip.write_all(bytes).map_err(|e| e.to_string())
     };
     entry("data.pkl", pickle)?;
@@ -78,7 +90,9 @@ fn rebuild(pickle: &mut Vec<u8>, key: usize, numel: usize, shape: &[usize]) {
     integer(pickle, numel as u64);
     pickle.extend(b"tQ");
     integer(pickle, 0);
-    let strides: Vec<usize> = (0..shape.len()).map(|d| shape[d + 1..].iter().product()).collect();
+    let strides: Vec<usize> = (0..shape.len())
+        .map(|d| shape[d + 1..].iter().product())
+        .collect();
     for sizes in [shape, &strides] {
         pickle.push(b'(');
         for &size in sizes {

@@ -153,7 +153,8 @@ impl TrainConfig {
     /// # Errors
     /// [`Error::ConfigSyntax`] with the place in the text, for broken TOML, unknown keys and wrong types.
     pub fn from_toml(text: &str) -> Result<Self> {
-        toml::from_str(text).map_err(|error| Error::ConfigSyntax(error.to_string().trim_end().to_string()))
+        toml::from_str(text)
+            .map_err(|error| Error::ConfigSyntax(error.to_string().trim_end().to_string()))
     }
 
     /// Reads a configuration from TOML, then sets each `dotted.key=value`.
@@ -167,7 +168,8 @@ impl TrainConfig {
         if overrides.is_empty() {
             return Self::from_toml(text);
         }
-        let syntax = |error: toml::de::Error| Error::ConfigSyntax(error.to_string().trim_end().to_string());
+        let syntax =
+            |error: toml::de::Error| Error::ConfigSyntax(error.to_string().trim_end().to_string());
         let mut table: toml::Table = toml::from_str(text).map_err(syntax)?;
         for text in overrides {
             set(&mut table, text.as_ref())?;
@@ -175,7 +177,11 @@ impl TrainConfig {
         let written: Vec<_> = overrides.iter().map(|text| text.as_ref()).collect();
         table.try_into().map_err(|error: toml::de::Error| {
             let message = error.to_string();
-            Error::ConfigSyntax(format!("{} (with {})", message.trim_end(), written.join(", ")))
+            Error::ConfigSyntax(format!(
+                "{} (with {})",
+                message.trim_end(),
+                written.join(", ")
+            ))
         })
     }
 
@@ -185,7 +191,10 @@ impl TrainConfig {
     /// As [`TrainConfig::validate`].
     pub fn resolved(&self) -> Result<Self> {
         let model = self.model.resolved(self.data.size as usize)?;
-        let resolved = Self { model, ..self.clone() };
+        let resolved = Self {
+            model,
+            ..self.clone()
+        };
         resolved.validate()?;
         Ok(resolved)
     }
@@ -202,13 +211,16 @@ impl TrainConfig {
         self.run.validate()?;
         let (kind, views) = (self.model.kind, self.data.views);
         let (fits, expected) = match kind {
-            ModelKind::Siamese => {
-                (matches!(views, ViewsKind::CropPair | ViewsKind::FramePair), "\"crop_pair\" or \"frame_pair\"")
-            }
+            ModelKind::Siamese => (
+                matches!(views, ViewsKind::CropPair | ViewsKind::FramePair),
+                "\"crop_pair\" or \"frame_pair\"",
+            ),
             ModelKind::Mae => (matches!(views, ViewsKind::Single), "\"single\""),
             ModelKind::MultiView => (matches!(views, ViewsKind::MultiView), "\"multi_view\""),
         };
-        expect(fits, || format!("data.views is {views:?}, expected {expected} for model.kind {kind:?}"))
+        expect(fits, || {
+            format!("data.views is {views:?}, expected {expected} for model.kind {kind:?}")
+        })
     }
 
     /// The text of `config.toml`.
@@ -223,27 +235,55 @@ impl TrainConfig {
 
     /// Where this run departs from the published one that it names, one sentence each.
     pub fn departures(&self) -> Vec<String> {
-        self.paper.map(|paper| paper.departures(self)).unwrap_or_default()
+        self.paper
+            .map(|paper| paper.departures(self))
+            .unwrap_or_default()
     }
 }
 
 impl OptimConfig {
     fn validate(&self) -> Result<()> {
-        for (name, value) in [("base_lr", Some(self.base_lr)), ("lr", self.lr), ("clip_norm", self.clip_norm)] {
+        for (name, value) in [
+            ("base_lr", Some(self.base_lr)),
+            ("lr", self.lr),
+            ("clip_norm", self.clip_norm),
+        ] {
             let positive = value.is_none_or(|value| value > 0.0 && value.is_finite());
-            expect(positive, || format!("optim.{name} is {}, expected more than 0", value.unwrap_or_default()))?;
+            expect(positive, || {
+                format!(
+                    "optim.{name} is {}, expected more than 0",
+                    value.unwrap_or_default()
+                )
+            })?;
         }
         let decay = self.weight_decay;
-        expect(decay >= 0.0 && decay.is_finite(), || format!("optim.weight_decay is {decay}, expected at least 0"))?;
+        expect(decay >= 0.0 && decay.is_finite(), || {
+            format!("optim.weight_decay is {decay}, expected at least 0")
+        })?;
         for beta in self.betas {
-            expect((0.0..1.0).contains(&beta), || format!("optim.betas has {beta}, expected 0 <= beta < 1"))?;
+            expect((0.0..1.0).contains(&beta), || {
+                format!("optim.betas has {beta}, expected 0 <= beta < 1")
+            })?;
         }
-        for (name, ratio) in [("warmup_ratio", self.warmup_ratio), ("min_lr_ratio", self.min_lr_ratio)] {
-            expect((0.0..=1.0).contains(&ratio), || format!("optim.{name} is {ratio}, expected 0 to 1"))?;
+        for (name, ratio) in [
+            ("warmup_ratio", self.warmup_ratio),
+            ("min_lr_ratio", self.min_lr_ratio),
+        ] {
+            expect((0.0..=1.0).contains(&ratio), || {
+                format!("optim.{name} is {ratio}, expected 0 to 1")
+            })?;
         }
-        expect(self.warmup_ratio < 1.0, || "optim.warmup_ratio is 1, expected less: nothing follows it".to_string())?;
-        for (name, count) in [("epochs", Some(self.epochs)), ("max_steps", self.max_steps), ("accum_steps", Some(self.accum_steps))] {
-            expect(count != Some(0), || format!("optim.{name} is 0, expected at least 1"))?;
+        expect(self.warmup_ratio < 1.0, || {
+            "optim.warmup_ratio is 1, expected less: nothing follows it".to_string()
+        })?;
+        for (name, count) in [
+            ("epochs", Some(self.epochs)),
+            ("max_steps", self.max_steps),
+            ("accum_steps", Some(self.accum_steps)),
+        ] {
+            expect(count != Some(0), || {
+                format!("optim.{name} is 0, expected at least 1")
+            })?;
         }
         Ok(())
     }
@@ -253,25 +293,40 @@ impl OptimConfig {
     /// # Errors
     /// [`Error::Config`] if the data does not fill a single step.
     pub fn total_steps(&self, batches_per_epoch: u64) -> Result<u64> {
-        let steps = self.max_steps.unwrap_or(self.epochs * batches_per_epoch / self.accum_steps);
+        let steps = self
+            .max_steps
+            .unwrap_or(self.epochs * batches_per_epoch / self.accum_steps);
         expect(steps > 0, || {
             let batches = self.epochs * batches_per_epoch;
-            format!("optim.accum_steps is {}, expected at most the {batches} micro-batches of the run", self.accum_steps)
+            format!(
+                "optim.accum_steps is {}, expected at most the {batches} micro-batches of the run",
+                self.accum_steps
+            )
         })?;
         Ok(steps)
     }
 
     /// The learning rate's course for this many pairs per step and micro-batches per epoch.
     pub fn schedule(&self, effective_batch: u64, batches_per_epoch: u64) -> Schedule {
-        let lr = self.lr.unwrap_or_else(|| scaled_lr(self.base_lr, effective_batch));
+        let lr = self
+            .lr
+            .unwrap_or_else(|| scaled_lr(self.base_lr, effective_batch));
         let (epochs, warmup_epochs) = match self.max_steps {
             Some(steps) => {
                 let epochs = (steps * self.accum_steps) as f64 / batches_per_epoch as f64;
                 (epochs, epochs * self.warmup_ratio)
             }
-            None => (self.epochs as f64, warmup_epochs(self.warmup_ratio, self.epochs) as f64),
+            None => (
+                self.epochs as f64,
+                warmup_epochs(self.warmup_ratio, self.epochs) as f64,
+            ),
         };
-        Schedule { lr, min_lr: lr * self.min_lr_ratio, warmup_epochs, epochs }
+        Schedule {
+            lr,
+            min_lr: lr * self.min_lr_ratio,
+            warmup_epochs,
+            epochs,
+        }
     }
 }
 
@@ -285,7 +340,9 @@ impl RunConfig {
             ("pictures_samples", Some(self.pictures_samples as u64)),
             ("stop_after", self.stop_after),
         ] {
-            expect(count != Some(0), || format!("run.{name} is 0, expected at least 1"))?;
+            expect(count != Some(0), || {
+                format!("run.{name} is 0, expected at least 1")
+            })?;
         }
         Ok(())
     }
@@ -303,7 +360,9 @@ impl RunConfig {
     /// Whether a checkpoint is due after `steps` steps: each multiple, and the first step that ends in or
     /// beyond an epoch that is a multiple.
     pub fn checkpoint_due(&self, steps: u64, accum_steps: u64, batches_per_epoch: u64) -> bool {
-        let by_step = self.checkpoint_every.is_some_and(|every| steps.is_multiple_of(every));
+        let by_step = self
+            .checkpoint_every
+            .is_some_and(|every| steps.is_multiple_of(every));
         let every = self.checkpoint_every_epochs;
         let portions = |steps: u64| (steps * accum_steps / batches_per_epoch).checked_div(every);
         by_step || portions(steps) != portions(steps - 1)
@@ -311,26 +370,40 @@ impl RunConfig {
 }
 
 fn expect(holds: bool, message: impl FnOnce() -> String) -> Result<()> {
-    if holds { Ok(()) } else { Err(Error::Config(message())) }
+    if holds {
+        Ok(())
+    } else {
+        Err(Error::Config(message()))
+    }
 }
 
 /// Sets one `dotted.key=value` in a table.
 fn set(table: &mut toml::Table, text: &str) -> Result<()> {
     let wrong = |problem: &str| Error::ConfigSyntax(format!("override {text:?} {problem}"));
-    let (key, value) = text.split_once('=').ok_or_else(|| wrong("has no '=', expected key=value"))?;
+    let (key, value) = text
+        .split_once('=')
+        .ok_or_else(|| wrong("has no '=', expected key=value"))?;
     let value = value.trim();
     let parsed = toml::from_str::<toml::Table>(&format!("value = {value}")).ok();
-    let alone = parsed.filter(|table| table.len() == 1).and_then(|mut table| table.remove("value"));
+    let alone = parsed
+        .filter(|table| table.len() == 1)
+        .and_then(|mut table| table.remove("value"));
     let value = alone.unwrap_or_else(|| toml::Value::String(value.to_string()));
     let mut path: Vec<_> = key.trim().split('.').map(str::trim).collect();
     if path.iter().any(|part| part.is_empty()) {
-        return Err(wrong("has an empty part in its key, expected for example optim.base_lr=5e-5"));
+        return Err(wrong(
+            "has an empty part in its key, expected for example optim.base_lr=5e-5",
+        ));
     }
     let last = path.pop().unwrap_or_default();
     let mut table = table;
     for part in path {
-        let inner = table.entry(part).or_insert_with(|| toml::Value::Table(toml::Table::new()));
-        table = inner.as_table_mut().ok_or_else(|| wrong(&format!("goes through {part}, which is not a table")))?;
+        let inner = table
+            .entry(part)
+            .or_insert_with(|| toml::Value::Table(toml::Table::new()));
+        table = inner
+            .as_table_mut()
+            .ok_or_else(|| wrong(&format!("goes through {part}, which is not a table")))?;
     }
     table.insert(last.to_string(), value);
     Ok(())
@@ -350,10 +423,16 @@ mod tests {
     fn defaults_are_the_published_scripts() {
         let config = valid();
         config.validate().unwrap();
-        assert_eq!((config.seed, config.optim.base_lr, config.optim.epochs), (42, 1e-4, 400));
+        assert_eq!(
+            (config.seed, config.optim.base_lr, config.optim.epochs),
+            (42, 1e-4, 400)
+        );
         assert!(config.model.norm_pix_loss);
         let schedule = config.optim.schedule(2048, 100);
-        assert_eq!((schedule.lr, schedule.warmup_epochs, schedule.epochs), (8e-4, 20.0, 400.0));
+        assert_eq!(
+            (schedule.lr, schedule.warmup_epochs, schedule.epochs),
+            (8e-4, 20.0, 400.0)
+        );
     }
 
     #[test]
@@ -369,22 +448,47 @@ mod tests {
     fn overrides_read_toml_and_fall_back_to_text() {
         let text = "name = \"a\"\n[optim]\nbase_lr = 1e-4\n";
         let overrides = [
-            "optim.base_lr=5e-5", "device=cpu", "data.path = s3://bucket/set", "data.global_area=[0.5, 1.0]",
-            "optim.betas = [0.9, 0.999]", "data.max_bad=1%", "run.checkpoint_every=7", "model.kind=mae", "data.size=96",
+            "optim.base_lr=5e-5",
+            "device=cpu",
+            "data.path = s3://bucket/set",
+            "data.global_area=[0.5, 1.0]",
+            "optim.betas = [0.9, 0.999]",
+            "data.max_bad=1%",
+            "run.checkpoint_every=7",
+            "model.kind=mae",
+            "data.size=96",
         ];
         let config = TrainConfig::from_toml_with_overrides(text, &overrides).unwrap();
-        assert_eq!((config.optim.base_lr, config.name.as_str(), config.device.as_str()), (5e-5, "a", "cpu"));
-        assert_eq!((config.data.path.as_str(), config.data.global_area), ("s3://bucket/set", [0.5, 1.0]));
-        assert_eq!((config.run.checkpoint_every, config.model.kind), (Some(7), ModelKind::Mae));
+        assert_eq!(
+            (
+                config.optim.base_lr,
+                config.name.as_str(),
+                config.device.as_str()
+            ),
+            (5e-5, "a", "cpu")
+        );
+        assert_eq!(
+            (config.data.path.as_str(), config.data.global_area),
+            ("s3://bucket/set", [0.5, 1.0])
+        );
+        assert_eq!(
+            (config.run.checkpoint_every, config.model.kind),
+            (Some(7), ModelKind::Mae)
+        );
     }
 
     #[test]
     fn wrong_files_and_overrides_are_named() {
         let message = |text: &str, overrides: &[&str]| {
-            TrainConfig::from_toml_with_overrides(text, overrides).unwrap_err().to_string()
+            TrainConfig::from_toml_with_overrides(text, overrides)
+                .unwrap_err()
+                .to_string()
         };
         let unknown = message("[optim]\nbase_rl = 1e-4\n", &[]);
-        assert!(unknown.contains("base_rl") && unknown.contains("line 2"), "{unknown}");
+        assert!(
+            unknown.contains("base_rl") && unknown.contains("line 2"),
+            "{unknown}"
+        );
         assert!(message("", &["optim.base_rl=1"]).contains("base_rl"));
         assert!(message("", &["optim.base_lr"]).contains("key=value"));
         assert!(message("", &["name.first=1"]).contains("with name.first=1"));
@@ -395,7 +499,8 @@ mod tests {
 
     #[test]
     fn impossible_values_are_named_with_what_was_expected() {
-        let cases: [(&str, fn(&mut TrainConfig)); 12] = [
+        type Spoiled = (&'static str, fn(&mut TrainConfig));
+        let cases: [Spoiled; 12] = [
             ("optim.base_lr", |c| c.optim.base_lr = 0.0),
             ("optim.lr", |c| c.optim.lr = Some(f64::NAN)),
             ("optim.clip_norm", |c| c.optim.clip_norm = Some(-1.0)),
@@ -413,15 +518,30 @@ mod tests {
             let mut config = valid();
             spoil(&mut config);
             let message = config.validate().unwrap_err().to_string();
-            assert!(message.contains(name) && message.contains("expected"), "{name}: {message}");
+            assert!(
+                message.contains(name) && message.contains("expected"),
+                "{name}: {message}"
+            );
         }
     }
 
     #[test]
     fn the_length_is_counted_in_steps() {
-        let mut optim = OptimConfig { epochs: 3, accum_steps: 2, ..OptimConfig::default() };
+        let mut optim = OptimConfig {
+            epochs: 3,
+            accum_steps: 2,
+            ..OptimConfig::default()
+        };
         assert_eq!(optim.total_steps(5).unwrap(), 7);
-        assert!(OptimConfig { epochs: 1, accum_steps: 9, ..optim.clone() }.total_steps(5).is_err());
+        assert!(
+            OptimConfig {
+                epochs: 1,
+                accum_steps: 9,
+                ..optim.clone()
+            }
+            .total_steps(5)
+            .is_err()
+        );
         optim.max_steps = Some(300);
         assert_eq!(optim.total_steps(5).unwrap(), 300);
         let schedule = optim.schedule(256, 5);
@@ -430,13 +550,27 @@ mod tests {
 
     #[test]
     fn checkpoints_fall_due_by_steps_and_by_epochs() {
-        let run = RunConfig { checkpoint_every: Some(4), checkpoint_every_epochs: 2, ..RunConfig::default() };
-        let due: Vec<_> = (1..=12).filter(|&steps| run.checkpoint_due(steps, 1, 3)).collect();
+        let run = RunConfig {
+            checkpoint_every: Some(4),
+            checkpoint_every_epochs: 2,
+            ..RunConfig::default()
+        };
+        let due: Vec<_> = (1..=12)
+            .filter(|&steps| run.checkpoint_due(steps, 1, 3))
+            .collect();
         assert_eq!(due, [4, 6, 8, 12]);
-        let run = RunConfig { checkpoint_every_epochs: 1, ..RunConfig::default() };
-        let due: Vec<_> = (1..=6).filter(|&steps| run.checkpoint_due(steps, 2, 3)).collect();
+        let run = RunConfig {
+            checkpoint_every_epochs: 1,
+            ..RunConfig::default()
+        };
+        let due: Vec<_> = (1..=6)
+            .filter(|&steps| run.checkpoint_due(steps, 2, 3))
+            .collect();
         assert_eq!(due, [2, 3, 5, 6]);
-        let never = RunConfig { checkpoint_every_epochs: 0, ..RunConfig::default() };
+        let never = RunConfig {
+            checkpoint_every_epochs: 0,
+            ..RunConfig::default()
+        };
         assert!(!(1..=100).any(|steps| never.checkpoint_due(steps, 1, 3)));
     }
 }

@@ -42,7 +42,9 @@ pub fn check_name(name: &str) -> Result<()> {
 /// A few words for the run's head: `cpu, 8 threads` or `cuda:0`.
 pub fn describe(device: &Device) -> String {
     match device.location() {
-        candle_core::DeviceLocation::Cpu => format!("cpu, {} threads", candle_core::utils::get_num_threads()),
+        candle_core::DeviceLocation::Cpu => {
+            format!("cpu, {} threads", candle_core::utils::get_num_threads())
+        }
         candle_core::DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
         candle_core::DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
     }
@@ -63,20 +65,30 @@ fn parse(name: &str) -> Result<Wanted> {
         "auto" => Some(Wanted::Auto),
         other => other.strip_prefix("cuda:").and_then(index),
     };
-    let problem = || "is not a device, expected \"cpu\", \"cuda\", \"cuda:N\" or \"auto\"".to_string();
-    wanted.ok_or_else(|| Error::Device { asked: name.to_string(), problem: problem() })
+    let problem =
+        || "is not a device, expected \"cpu\", \"cuda\", \"cuda:N\" or \"auto\"".to_string();
+    wanted.ok_or_else(|| Error::Device {
+        asked: name.to_string(),
+        problem: problem(),
+    })
 }
 
 #[cfg(feature = "cuda")]
 fn open_cuda(name: &str, index: usize) -> Result<Device> {
-    let refused = |source: candle_core::Error| Error::Device { asked: name.to_string(), problem: source.to_string() };
+    let refused = |source: candle_core::Error| Error::Device {
+        asked: name.to_string(),
+        problem: source.to_string(),
+    };
     Device::new_cuda(index).map_err(refused)
 }
 
 #[cfg(not(feature = "cuda"))]
 fn open_cuda(name: &str, _index: usize) -> Result<Device> {
     let problem = "this program was built without GPU support; build it with `--features cuda`, or use \"cpu\"";
-    Err(Error::Device { asked: name.to_string(), problem: problem.to_string() })
+    Err(Error::Device {
+        asked: name.to_string(),
+        problem: problem.to_string(),
+    })
 }
 
 /// Brings a batch to the device as `[B, V, 3, H, W]` f32, normalised with ImageNet's mean and deviation.
@@ -87,32 +99,49 @@ pub fn upload(batch: &Batch, device: &Device) -> Result<Tensor> {
     let b = batch.samples.len();
     if batch.views.len() != b * v * size * size * 3 {
         let got = vec![batch.views.len()];
-        return Err(Error::Shape { what: "batch".into(), got, expected: format!("{b} x {v} x {size} x {size} x 3 bytes") });
+        return Err(Error::Shape {
+            what: "batch".into(),
+            got,
+            expected: format!("{b} x {v} x {size} x {size} x 3 bytes"),
+        });
     }
     if matches!(device, Device::Cpu) {
-        return Ok(Tensor::from_vec(normalise(&batch.views, size), (b, v, 3, size, size), device)?);
+        return Ok(Tensor::from_vec(
+            normalise(&batch.views, size),
+            (b, v, 3, size, size),
+            device,
+        )?);
     }
     let bytes = Tensor::from_slice(&batch.views, (b, v, size, size, 3), device)?;
     let channels = |values: [f32; 3]| Tensor::new(&values, device)?.reshape((1, 1, 3, 1, 1));
-    let planes = bytes.permute((0, 1, 4, 2, 3))?.contiguous()?.to_dtype(DType::F32)?;
+    let planes = bytes
+        .permute((0, 1, 4, 2, 3))?
+        .contiguous()?
+        .to_dtype(DType::F32)?;
     let unit = planes.affine(1.0 / 255.0, 0.0)?;
-    Ok(unit.broadcast_sub(&channels(IMAGENET_MEAN)?)?.broadcast_div(&channels(IMAGENET_STD)?)?)
+    Ok(unit
+        .broadcast_sub(&channels(IMAGENET_MEAN)?)?
+        .broadcast_div(&channels(IMAGENET_STD)?)?)
 }
 
 /// Turns interleaved bytes into normalised planes, picture by picture, through a table of the 3 x 256 values.
 fn normalise(pixels: &[u8], size: usize) -> Vec<f32> {
     let table: [[f32; 256]; 3] = std::array::from_fn(|channel| {
-        std::array::from_fn(|value| (value as f32 / 255.0 - IMAGENET_MEAN[channel]) / IMAGENET_STD[channel])
+        std::array::from_fn(|value| {
+            (value as f32 / 255.0 - IMAGENET_MEAN[channel]) / IMAGENET_STD[channel]
+        })
     });
     let plane = size * size;
     let mut out = vec![0.0; pixels.len()];
-    out.par_chunks_mut(3 * plane).zip(pixels.par_chunks(3 * plane)).for_each(|(out, pixels)| {
-        for (channel, out) in out.chunks_mut(plane).enumerate() {
-            for (value, pixel) in out.iter_mut().zip(pixels.as_chunks::<3>().0) {
-                *value = table[channel][usize::from(pixel[channel])];
+    out.par_chunks_mut(3 * plane)
+        .zip(pixels.par_chunks(3 * plane))
+        .for_each(|(out, pixels)| {
+            for (channel, out) in out.chunks_mut(plane).enumerate() {
+                for (value, pixel) in out.iter_mut().zip(pixels.as_chunks::<3>().0) {
+                    *value = table[channel][usize::from(pixel[channel])];
+                }
             }
-        }
-    });
+        });
     out
 }
 
@@ -133,7 +162,12 @@ mod tests {
     #[cfg(not(feature = "cuda"))]
     #[test]
     fn a_gpu_without_the_feature_is_a_clear_error() {
-        assert!(open("cuda").unwrap_err().to_string().contains("--features cuda"));
+        assert!(
+            open("cuda")
+                .unwrap_err()
+                .to_string()
+                .contains("--features cuda")
+        );
         assert!(matches!(open("auto").unwrap(), Device::Cpu));
     }
 

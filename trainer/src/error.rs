@@ -28,7 +28,9 @@ pub enum Error {
     },
 
     /// A mask ratio leaves no patch to look at.
-    #[error("mask_ratio {mask_ratio} keeps none of {n_patches} patches, expected at least one kept")]
+    #[error(
+        "mask_ratio {mask_ratio} keeps none of {n_patches} patches, expected at least one kept"
+    )]
     NothingKept {
         /// Share of patches removed.
         mask_ratio: f64,
@@ -86,7 +88,9 @@ pub enum Error {
     },
 
     /// The run folder's checkpoint belongs to another experiment.
-    #[error("checkpoint {path} was made with a different config, so the run cannot go on from it: {differences}")]
+    #[error(
+        "checkpoint {path} was made with a different config, so the run cannot go on from it: {differences}"
+    )]
     ConfigChanged {
         /// The checkpoint's folder.
         path: PathBuf,

@@ -65,7 +65,8 @@ impl Reconstructions<'_> {
             let target = &sample[self.target_view * view_len..][..view_len];
             let (masked, made) = self.paste(row, target);
             let other = (self.target_view + 1) % self.n_views;
-            let whole = (self.n_views > 1).then(|| self.pixels(&sample[other * view_len..][..view_len]));
+            let whole =
+                (self.n_views > 1).then(|| self.pixels(&sample[other * view_len..][..view_len]));
             let columns = whole.into_iter().chain([self.pixels(target), masked, made]);
             for (column, pixels) in columns.enumerate() {
                 let place = |index: usize| GAP_PX + index * (self.size + GAP_PX);
@@ -92,7 +93,11 @@ impl Reconstructions<'_> {
                 let (at, channel) = pixel(i);
                 *value = target[channel * self.size * self.size + at];
             }
-            let (mean, deviation) = if self.norm_pix_loss { mean_and_deviation(&truth) } else { (0.0, 1.0) };
+            let (mean, deviation) = if self.norm_pix_loss {
+                mean_and_deviation(&truth)
+            } else {
+                (0.0, 1.0)
+            };
             let pred = &self.pred[(row * grid * grid + patch) * patch_len..][..patch_len];
             for (i, &value) in pred.iter().enumerate() {
                 let (at, channel) = pixel(i);
@@ -106,7 +111,9 @@ impl Reconstructions<'_> {
     /// Normalised planes as interleaved bytes.
     fn pixels(&self, planes: &[f32]) -> Vec<u8> {
         let plane = self.size * self.size;
-        (0..plane * 3).map(|i| to_byte(planes[i % 3 * plane + i / 3], i % 3)).collect()
+        (0..plane * 3)
+            .map(|i| to_byte(planes[i % 3 * plane + i / 3], i % 3))
+            .collect()
     }
 }
 
@@ -115,7 +122,11 @@ impl Reconstructions<'_> {
 fn mean_and_deviation(patch: &[f32]) -> (f32, f32) {
     let n = patch.len() as f32;
     let mean = patch.iter().sum::<f32>() / n;
-    let variance = patch.iter().map(|value| (value - mean).powi(2)).sum::<f32>() / (n - 1.0);
+    let variance = patch
+        .iter()
+        .map(|value| (value - mean).powi(2))
+        .sum::<f32>()
+        / (n - 1.0);
     (mean, (variance + 1e-6).sqrt())
 }
 
@@ -125,7 +136,11 @@ fn to_byte(normalised: f32, channel: usize) -> u8 {
 
 impl Picture {
     fn white(width: usize, height: usize) -> Self {
-        Self { width, height, data: vec![255; width * height * 3] }
+        Self {
+            width,
+            height,
+            data: vec![255; width * height * 3],
+        }
     }
 
     fn put(&mut self, left: usize, top: usize, size: usize, pixels: &[u8]) {
@@ -136,7 +151,10 @@ impl Picture {
 
     /// Writes the picture as a PNG file.
     pub fn write_png(&self, path: &Path) -> Result<()> {
-        let failed = |source| Error::Png { path: path.into(), source };
+        let failed = |source| Error::Png {
+            path: path.into(),
+            source,
+        };
         let file = BufWriter::new(File::create(path).map_err(Error::io(path))?);
         let mut encoder = png::Encoder::new(file, self.width as u32, self.height as u32);
         encoder.set_color(png::ColorType::Rgb);
@@ -155,7 +173,9 @@ mod tests {
 
     /// One sample of two views with some structure.
     fn views() -> Vec<f32> {
-        (0..2 * 3 * SIZE * SIZE).map(|i| ((i * 7 % 23) as f32 - 11.0) / 10.0).collect()
+        (0..2 * 3 * SIZE * SIZE)
+            .map(|i| ((i * 7 % 23) as f32 - 11.0) / 10.0)
+            .collect()
     }
 
     /// The patches of view 1, as the loss sees them.
@@ -165,10 +185,17 @@ mod tests {
         for patch in 0..4 {
             let mut values = Vec::new();
             for i in 0..PATCH * PATCH * 3 {
-                let (y, x) = (patch / 2 * PATCH + i / 3 / PATCH, patch % 2 * PATCH + i / 3 % PATCH);
+                let (y, x) = (
+                    patch / 2 * PATCH + i / 3 / PATCH,
+                    patch % 2 * PATCH + i / 3 % PATCH,
+                );
                 values.push(target[i % 3 * SIZE * SIZE + y * SIZE + x]);
             }
-            let (mean, deviation) = if norm { mean_and_deviation(&values) } else { (0.0, 1.0) };
+            let (mean, deviation) = if norm {
+                mean_and_deviation(&values)
+            } else {
+                (0.0, 1.0)
+            };
             out.extend(values.iter().map(|value| (value - mean) / deviation));
         }
         out
@@ -176,7 +203,11 @@ mod tests {
 
     fn column(picture: &Picture, index: usize) -> Vec<u8> {
         let left = GAP_PX + index * (SIZE + GAP_PX);
-        (0..SIZE).flat_map(|y| picture.data[((GAP_PX + y) * picture.width + left) * 3..][..SIZE * 3].to_vec()).collect()
+        (0..SIZE)
+            .flat_map(|y| {
+                picture.data[((GAP_PX + y) * picture.width + left) * 3..][..SIZE * 3].to_vec()
+            })
+            .collect()
     }
 
     #[test]
@@ -186,15 +217,29 @@ mod tests {
             let pred = patches(&views, norm_pix_loss);
             let mask = [1.0, 0.0, 1.0, 1.0];
             let picture = Reconstructions {
-                views: &views, n_views: 2, size: SIZE, pred: &pred, mask: &mask,
-                target_view: 1, patch_size: PATCH, norm_pix_loss,
+                views: &views,
+                n_views: 2,
+                size: SIZE,
+                pred: &pred,
+                mask: &mask,
+                target_view: 1,
+                patch_size: PATCH,
+                norm_pix_loss,
             }
             .render();
             assert_eq!(picture.width, 4 * (SIZE + GAP_PX) + GAP_PX);
-            assert_eq!(column(&picture, 1), column(&picture, 3), "norm_pix_loss {norm_pix_loss}");
+            assert_eq!(
+                column(&picture, 1),
+                column(&picture, 3),
+                "norm_pix_loss {norm_pix_loss}"
+            );
             let masked = column(&picture, 2);
             assert_eq!(masked[..3], [GREY; 3]);
-            assert_eq!(masked[PATCH * 3..][..3], column(&picture, 1)[PATCH * 3..][..3], "patch 1 was seen");
+            assert_eq!(
+                masked[PATCH * 3..][..3],
+                column(&picture, 1)[PATCH * 3..][..3],
+                "patch 1 was seen"
+            );
         }
     }
 
@@ -203,8 +248,14 @@ mod tests {
         let views = &views()[..3 * SIZE * SIZE];
         let pred = vec![0.0; 4 * PATCH * PATCH * 3];
         let picture = Reconstructions {
-            views, n_views: 1, size: SIZE, pred: &pred, mask: &[1.0; 4],
-            target_view: 0, patch_size: PATCH, norm_pix_loss: true,
+            views,
+            n_views: 1,
+            size: SIZE,
+            pred: &pred,
+            mask: &[1.0; 4],
+            target_view: 0,
+            patch_size: PATCH,
+            norm_pix_loss: true,
         }
         .render();
         assert_eq!(picture.width, 3 * (SIZE + GAP_PX) + GAP_PX);

@@ -55,7 +55,12 @@ pub const SUMMARY_FILE: &str = "summary.json";
 /// [`Error::ConfigChanged`] if the checkpoint is another experiment's, [`Error::NotFinite`] if the loss or a gradient
 /// is NaN or infinite, [`Error::GradientCoverage`] if a parameter does not learn, and whatever data, device or disk
 /// report.
-pub fn train(config: &TrainConfig, run_dir: &Path, stop: &Stop, progress: &mut dyn FnMut(&Progress)) -> Result<Summary> {
+pub fn train(
+    config: &TrainConfig,
+    run_dir: &Path,
+    stop: &Stop,
+    progress: &mut dyn FnMut(&Progress),
+) -> Result<Summary> {
     let open = |start| Ok(Loader::new(&config.data, config.seed, Rank::SINGLE, start)?);
     train_from(config, &open, run_dir, stop, progress)
 }
@@ -74,16 +79,33 @@ pub fn train_from(
     let config = &config.resolved()?;
     device::prepare_process();
     let device = device::open(&config.device)?;
-    let checkpoints = Checkpoints::open(run_dir, Keep { last: config.run.keep_last, every: config.run.keep_every })?;
+    let checkpoints = Checkpoints::open(
+        run_dir,
+        Keep {
+            last: config.run.keep_last,
+            every: config.run.keep_every,
+        },
+    )?;
     let resumed = find_resumable(&checkpoints, config, progress)?;
     write_file(&run_dir.join(CONFIG_FILE), &config.to_toml()?)?; // the record of what really ran
 
-    let mut loader = open(resumed.as_ref().map(|found| found.state.loader).unwrap_or_default())?; // prefetching starts
+    let mut loader = open(
+        resumed
+            .as_ref()
+            .map(|found| found.state.loader)
+            .unwrap_or_default(),
+    )?; // prefetching starts
     let plan = Plan::new(config, loader.batches_per_epoch())?;
     let mut params = Params::new(config.seed, DType::F32, &device);
     let model = models::build(&config.model, &mut params)?;
-    let options = AdamWOptions { beta1: config.optim.betas[0], beta2: config.optim.betas[1] };
-    let mut optim = AdamW::new(param_groups(trainable(&params), config.optim.weight_decay), options)?;
+    let options = AdamWOptions {
+        beta1: config.optim.betas[0],
+        beta2: config.optim.betas[1],
+    };
+    let mut optim = AdamW::new(
+        param_groups(trainable(&params), config.optim.weight_decay),
+        options,
+    )?;
     let mut losses = Losses::default();
     if let Some(found) = &resumed {
         plan.check_data(found)?;
@@ -160,20 +182,55 @@ pub fn train_from(
             data_wait_pct: clock.session().data_wait_pct(),
             eta_s: clock.eta_s(),
         }));
-        if let Some((views, randomness)) = shown.filter(|_| config.run.pictures_due(done, plan.last_step)) {
-            draw(config, model.as_ref(), &views, randomness, &run_dir.join(PICTURES_DIR), done)?;
+        if let Some((views, randomness)) =
+            shown.filter(|_| config.run.pictures_due(done, plan.last_step))
+        {
+            draw(
+                config,
+                model.as_ref(),
+                &views,
+                randomness,
+                &run_dir.join(PICTURES_DIR),
+                done,
+            )?;
         }
-        if config.run.checkpoint_due(done, plan.accum_steps, plan.batches_per_epoch) {
-            save(&checkpoints, &params, &optim, &loader, &plan, config, &losses, &log, progress)?;
+        if config
+            .run
+            .checkpoint_due(done, plan.accum_steps, plan.batches_per_epoch)
+        {
+            save(
+                &checkpoints,
+                &params,
+                &optim,
+                &loader,
+                &plan,
+                config,
+                &losses,
+                &log,
+                progress,
+            )?;
             saved_at = done;
         }
     }
     if done > saved_at {
-        save(&checkpoints, &params, &optim, &loader, &plan, config, &losses, &log, progress)?;
+        save(
+            &checkpoints,
+            &params,
+            &optim,
+            &loader,
+            &plan,
+            config,
+            &losses,
+            &log,
+            progress,
+        )?;
     }
 
     let lines = metrics::read(run_dir)?;
-    write_file(&run_dir.join(CURVES_FILE), &curves::svg(&config.name, &lines))?;
+    write_file(
+        &run_dir.join(CURVES_FILE),
+        &curves::svg(&config.name, &lines),
+    )?;
     let summary = Summary {
         steps: done,
         total_steps: plan.total_steps,
@@ -184,7 +241,12 @@ pub fn train_from(
         pairs_per_s: clock.session().pairs_per_s(),
         data_wait_pct: clock.session().data_wait_pct(),
         peak_memory_bytes: clock::peak_memory_bytes(),
-        bad_samples: loader.stats().bad.into_iter().map(|bad| format!("{}: {}", bad.key, bad.reason)).collect(),
+        bad_samples: loader
+            .stats()
+            .bad
+            .into_iter()
+            .map(|bad| format!("{}: {}", bad.key, bad.reason))
+            .collect(),
         run_dir: run_dir.to_path_buf(),
         checkpoint: checkpoints.latest_dir()?,
     };
@@ -205,21 +267,35 @@ fn find_resumable(
     let Some(found) = found else { return Ok(None) };
     let changed = differences(&TrainConfig::from_toml(&found.state.config)?, config)?;
     if !changed.fatal.is_empty() {
-        return Err(Error::ConfigChanged { path: found.dir, differences: changed.fatal.join("; ") });
+        return Err(Error::ConfigChanged {
+            path: found.dir,
+            differences: changed.fatal.join("; "),
+        });
     }
     for change in changed.noted {
         progress(&Progress::Warning(&format!("going on with {change}")));
     }
-    progress(&Progress::Note(&format!("going on after step {} from {}", found.state.step, found.dir.display())));
+    progress(&Progress::Note(&format!(
+        "going on after step {} from {}",
+        found.state.step,
+        found.dir.display()
+    )));
     Ok(Some(found))
 }
 
 fn trainable(params: &Params) -> Vec<(String, Var)> {
-    params.iter_trainable().map(|param| (param.name.clone(), param.var.clone())).collect()
+    params
+        .iter_trainable()
+        .map(|param| (param.name.clone(), param.var.clone()))
+        .collect()
 }
 
 fn randomness(seed: u64, batch: &Batch) -> StepRandomness {
-    StepRandomness { seed, epoch: batch.epoch, samples: batch.samples.clone() }
+    StepRandomness {
+        seed,
+        epoch: batch.epoch,
+        samples: batch.samples.clone(),
+    }
 }
 
 /// Writes a checkpoint; everything logged before it is on the disk when it is.
@@ -237,7 +313,13 @@ fn save(
 ) -> Result<()> {
     log.sync()?;
     let batches_per_epoch = plan.batches_per_epoch;
-    let state = State::new(optim.steps(), loader.state(), batches_per_epoch, config.to_toml()?, losses.to_bits());
+    let state = State::new(
+        optim.steps(),
+        loader.state(),
+        batches_per_epoch,
+        config.to_toml()?,
+        losses.to_bits(),
+    );
     let dir = checkpoints.save(params, optim, state)?;
     progress(&Progress::Saved(&dir));
     Ok(())
@@ -255,8 +337,21 @@ fn draw(
     let n_samples = config.run.pictures_samples.min(randomness.samples.len());
     let views = views.narrow(0, 0, n_samples)?;
     let samples = randomness.samples[..n_samples].to_vec();
-    let forward = model.forward(&views, &StepRandomness { samples, ..randomness }, false)?;
-    let values = |tensor: &Tensor| tensor.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>();
+    let forward = model.forward(
+        &views,
+        &StepRandomness {
+            samples,
+            ..randomness
+        },
+        false,
+    )?;
+    let values = |tensor: &Tensor| {
+        tensor
+            .to_dtype(DType::F32)?
+            .to_device(&Device::Cpu)?
+            .flatten_all()?
+            .to_vec1::<f32>()
+    };
     let sizes = config.model.sizes();
     let picture = Reconstructions {
         views: &values(&views)?,

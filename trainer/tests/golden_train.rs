@@ -15,7 +15,9 @@ use trainer::models::ModelConfig;
 use trainer::models::siamese::Siamese;
 use trainer::nn::params::Params;
 use trainer::nn::pass::Pass;
-use trainer::optim::{AdamW, AdamWOptions, Gradients, LrOrder, Place, Schedule, clip, param_groups};
+use trainer::optim::{
+    AdamW, AdamWOptions, Gradients, LrOrder, Place, Schedule, clip, param_groups,
+};
 
 const LOSS_ABS: f64 = 1e-6;
 const GRAD_NORM_REL: f64 = 1e-5;
@@ -25,7 +27,8 @@ const MOMENT_REL: f64 = 1e-4;
 fn part(name: &str) -> Option<PathBuf> {
     let shared = std::env::var("PAIRQUET_SHARED_DIR")
         .unwrap_or_else(|_| concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared").to_string());
-    let golden = std::env::var("PAIRQUET_GOLDEN_DIR").map_or_else(|_| Path::new(&shared).join("golden"), PathBuf::from);
+    let golden = std::env::var("PAIRQUET_GOLDEN_DIR")
+        .map_or_else(|_| Path::new(&shared).join("golden"), PathBuf::from);
     let dir = golden.join(name);
     if dir.join("manifest.json").is_file() {
         return Some(dir);
@@ -40,7 +43,13 @@ fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> T {
 }
 
 fn f64s(tensor: &Tensor) -> Vec<f64> {
-    tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    tensor
+        .to_dtype(DType::F64)
+        .unwrap()
+        .flatten_all()
+        .unwrap()
+        .to_vec1()
+        .unwrap()
 }
 
 #[derive(Deserialize)]
@@ -108,17 +117,27 @@ impl Trajectory {
 
     fn schedule(&self) -> Schedule {
         let (warmup_epochs, epochs) = (self.warmup_epochs as f64, self.epochs as f64);
-        Schedule { lr: self.lr, min_lr: self.min_lr, warmup_epochs, epochs }
+        Schedule {
+            lr: self.lr,
+            min_lr: self.min_lr,
+            warmup_epochs,
+            epochs,
+        }
     }
 }
 
 fn trainable(params: &Params) -> Vec<(String, Var)> {
-    params.iter_trainable().map(|param| (param.name.clone(), param.var.clone())).collect()
+    params
+        .iter_trainable()
+        .map(|param| (param.name.clone(), param.var.clone()))
+        .collect()
 }
 
 /// The tensors under a prefix, by the rest of their names.
 fn under(tensors: &HashMap<String, Tensor>, prefix: &str) -> HashMap<String, Tensor> {
-    let strip = |(name, tensor): (&String, &Tensor)| Some((name.strip_prefix(prefix)?.to_string(), tensor.clone()));
+    let strip = |(name, tensor): (&String, &Tensor)| {
+        Some((name.strip_prefix(prefix)?.to_string(), tensor.clone()))
+    };
     tensors.iter().filter_map(strip).collect()
 }
 
@@ -133,7 +152,10 @@ fn without_keys(name: &str, values: Vec<f64>) -> Vec<f64> {
 
 fn max_gap(a: &[f64], b: &[f64]) -> f64 {
     assert_eq!(a.len(), b.len());
-    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
+    a.iter()
+        .zip(b)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f64::max)
 }
 
 fn relative_gap(a: &[f64], b: &[f64]) -> f64 {
@@ -142,12 +164,22 @@ fn relative_gap(a: &[f64], b: &[f64]) -> f64 {
 }
 
 fn check_weights(file: &str, step: u64, params: &Params, expected: &HashMap<String, Tensor>) {
-    assert_eq!(expected.len(), params.iter_trainable().count(), "{file}: weights after step {step}");
+    assert_eq!(
+        expected.len(),
+        params.iter_trainable().count(),
+        "{file}: weights after step {step}"
+    );
     for param in params.iter_trainable() {
-        let Some(expected) = expected.get(&param.name) else { panic!("{file}: no {} after step {step}", param.name) };
+        let Some(expected) = expected.get(&param.name) else {
+            panic!("{file}: no {} after step {step}", param.name)
+        };
         let got = without_keys(&param.name, f64s(&param.var));
         let gap = max_gap(&got, &without_keys(&param.name, f64s(expected)));
-        assert!(gap <= WEIGHT_ABS, "{file}: {} is off by {gap:e} after step {step}", param.name);
+        assert!(
+            gap <= WEIGHT_ABS,
+            "{file}: {} is off by {gap:e} after step {step}",
+            param.name
+        );
     }
 }
 
@@ -165,7 +197,11 @@ fn run_trajectory(dir: &Path, file: &ManifestFile) {
     let groups = param_groups(trainable(&params), case.weight_decay);
     for (ours, theirs) in groups.iter().zip(&case.param_groups) {
         let names: Vec<_> = ours.params.iter().map(|(name, _)| name.clone()).collect();
-        assert_eq!((ours.weight_decay, &names), (theirs.weight_decay, &theirs.params), "{name}: group");
+        assert_eq!(
+            (ours.weight_decay, &names),
+            (theirs.weight_decay, &theirs.params),
+            "{name}: group"
+        );
     }
     assert_eq!(case.eps, 1e-8, "{name}: eps");
     let [beta1, beta2] = case.betas;
@@ -177,48 +213,91 @@ fn run_trajectory(dir: &Path, file: &ManifestFile) {
 
     for (index, micro) in case.log.iter().enumerate() {
         let views = tensors["imgs"].get(index).unwrap();
-        let noise = tensors["noise"].get(index).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let noise = tensors["noise"]
+            .get(index)
+            .unwrap()
+            .flatten_all()
+            .unwrap()
+            .to_vec1::<f32>()
+            .unwrap();
         let masking = random_masking(&noise, n_patches, case.mask_ratio).unwrap();
-        let forward = model.forward_masked(&views, &masking, Pass::evaluation()).unwrap();
+        let forward = model
+            .forward_masked(&views, &masking, Pass::evaluation())
+            .unwrap();
         let loss = f64::from(forward.loss.to_scalar::<f32>().unwrap());
-        assert!((loss - micro.loss).abs() <= LOSS_ABS, "{name}: micro-step {index}: loss {loss}, not {}", micro.loss);
+        assert!(
+            (loss - micro.loss).abs() <= LOSS_ABS,
+            "{name}: micro-step {index}: loss {loss}, not {}",
+            micro.loss
+        );
         losses.push(loss);
         let share = (forward.loss / case.accum_iter as f64).unwrap();
         grads.accumulate(share.backward().unwrap()).unwrap();
-        assert_eq!((micro.idx + 1) % case.accum_iter == 0, micro.optimizer_step.is_some(), "{name}: {index}");
-        let Some(step) = micro.optimizer_step else { continue };
+        assert_eq!(
+            (micro.idx + 1) % case.accum_iter == 0,
+            micro.optimizer_step.is_some(),
+            "{name}: {index}"
+        );
+        let Some(step) = micro.optimizer_step else {
+            continue;
+        };
 
-        let place = Place { epoch: micro.epoch, idx: micro.idx };
+        let place = Place {
+            epoch: micro.epoch,
+            idx: micro.idx,
+        };
         let lr = schedule.in_force(LrOrder::Reference, place, before, case.batches_per_epoch);
         let expected_lr = micro.lr_used.unwrap();
-        assert!((lr - expected_lr).abs() <= 1e-12 * case.lr, "{name}: step {step}: lr {lr}, not {expected_lr}");
+        assert!(
+            (lr - expected_lr).abs() <= 1e-12 * case.lr,
+            "{name}: step {step}: lr {lr}, not {expected_lr}"
+        );
         let norm = clip::norms(&grads).unwrap().global;
         let expected_norm = micro.grad_norm.unwrap();
         let gap = (norm / expected_norm - 1.0).abs();
-        assert!(gap <= GRAD_NORM_REL, "{name}: step {step}: gradient norm {norm}, not {expected_norm}");
+        assert!(
+            gap <= GRAD_NORM_REL,
+            "{name}: step {step}: gradient norm {norm}, not {expected_norm}"
+        );
         optim.step(&grads, lr).unwrap();
         grads.clear();
         before = Some(place);
-        let set_after = schedule.in_force(LrOrder::Reference, place, before, case.batches_per_epoch);
-        assert!((set_after - micro.lr_set_after.unwrap()).abs() <= 1e-12 * case.lr, "{name}: step {step}: lr set after");
+        let set_after =
+            schedule.in_force(LrOrder::Reference, place, before, case.batches_per_epoch);
+        assert!(
+            (set_after - micro.lr_set_after.unwrap()).abs() <= 1e-12 * case.lr,
+            "{name}: step {step}: lr set after"
+        );
         let expected = under(&tensors, &format!("w{step}."));
         if !expected.is_empty() {
             check_weights(name, step, &params, &expected);
         }
     }
-    assert_eq!(optim.steps(), case.optimizer_steps, "{name}: optimizer steps");
+    assert_eq!(
+        optim.steps(),
+        case.optimizer_steps,
+        "{name}: optimizer steps"
+    );
     let gap = max_gap(&losses, &f64s(&tensors["losses64"]));
-    assert!(gap <= LOSS_ABS, "{name}: losses are {gap:e} from those of a float64 run");
+    assert!(
+        gap <= LOSS_ABS,
+        "{name}: losses are {gap:e} from those of a float64 run"
+    );
     for (key, moment) in optim.state().unwrap() {
         let expected = &tensors[&format!("adam.{key}")];
-        let gap = relative_gap(&without_keys(&key, f64s(&moment)), &without_keys(&key, f64s(expected)));
+        let gap = relative_gap(
+            &without_keys(&key, f64s(&moment)),
+            &without_keys(&key, f64s(expected)),
+        );
         assert!(gap <= MOMENT_REL, "{name}: {key} is off by {gap:e}");
     }
 }
 
 #[test]
 fn trajectories_follow_the_reference() {
-    let Some(dir) = part("c_train_trajectory") else { return };
+    let Some(dir) = part("c_train_trajectory") else {
+        return;
+    };
     let manifest: Manifest = read_json(&dir.join("manifest.json"));
     assert!(!manifest.files.is_empty());
     for file in &manifest.files {
@@ -237,7 +316,12 @@ struct Lr {
 
 impl Lr {
     fn schedule(&self) -> Schedule {
-        Schedule { lr: self.lr, min_lr: self.min_lr, warmup_epochs: self.warmup_epochs, epochs: self.epochs }
+        Schedule {
+            lr: self.lr,
+            min_lr: self.min_lr,
+            warmup_epochs: self.warmup_epochs,
+            epochs: self.epochs,
+        }
     }
 }
 
@@ -246,17 +330,29 @@ fn the_schedule_is_the_references_at_every_fractional_epoch() {
     let Some(dir) = part("d_tables") else { return };
     let manifest: Manifest = read_json(&dir.join("manifest.json"));
     let mut n_cases = 0;
-    for file in manifest.files.iter().filter(|file| file.file.ends_with(".safetensors")) {
+    for file in manifest
+        .files
+        .iter()
+        .filter(|file| file.file.ends_with(".safetensors"))
+    {
         let tensors = candle_core::safetensors::load(dir.join(&file.file), &Device::Cpu).unwrap();
         for (name, info) in &file.tensors {
-            let Some(case) = name.strip_prefix("lr.").and_then(|rest| rest.strip_suffix(".epoch")) else { continue };
+            let Some(case) = name
+                .strip_prefix("lr.")
+                .and_then(|rest| rest.strip_suffix(".epoch"))
+            else {
+                continue;
+            };
             // The settings stand in the tensor's meaning, as Python prints a dictionary.
             let settings = &info.meaning[info.meaning.find('{').unwrap()..].replace('\'', "\"");
             let schedule = serde_json::from_str::<Lr>(settings).unwrap().schedule();
             let expected = f64s(&tensors[&format!("lr.{case}.lr")]);
             for (epoch, expected) in f64s(&tensors[name]).into_iter().zip(expected) {
                 let got = schedule.at_epoch(epoch);
-                assert!((got - expected).abs() <= 1e-12 * schedule.lr, "{case}: lr({epoch}) is {got}, not {expected}");
+                assert!(
+                    (got - expected).abs() <= 1e-12 * schedule.lr,
+                    "{case}: lr({epoch}) is {got}, not {expected}"
+                );
             }
             n_cases += 1;
         }
@@ -294,16 +390,34 @@ fn the_rate_in_force_lags_as_the_references() {
         let schedule = case.lr.schedule();
         let mut before = None;
         for (index, step) in case.steps.iter().enumerate() {
-            let place = Place { epoch: step.epoch, idx: step.idx };
-            let rate = |before| schedule.in_force(LrOrder::Reference, place, before, case.batches_per_epoch);
-            assert!((rate(before) - step.lr_used).abs() <= 1e-15, "{name}: step {index}: lr used");
+            let place = Place {
+                epoch: step.epoch,
+                idx: step.idx,
+            };
+            let rate = |before| {
+                schedule.in_force(LrOrder::Reference, place, before, case.batches_per_epoch)
+            };
+            assert!(
+                (rate(before) - step.lr_used).abs() <= 1e-15,
+                "{name}: step {index}: lr used"
+            );
             before = Some(place);
-            assert!((rate(before) - step.lr_set_after).abs() <= 1e-15, "{name}: step {index}: lr set after");
+            assert!(
+                (rate(before) - step.lr_set_after).abs() <= 1e-15,
+                "{name}: step {index}: lr set after"
+            );
             // Where no micro-batch is left over at an epoch's end, the rate is a function of the step alone.
             if case.batches_per_epoch.is_multiple_of(case.accum_iter) {
-                let by_step =
-                    schedule.at_step(LrOrder::Reference, index as u64, case.accum_iter, case.batches_per_epoch);
-                assert!((by_step - step.lr_used).abs() <= 1e-15, "{name}: step {index}: by step");
+                let by_step = schedule.at_step(
+                    LrOrder::Reference,
+                    index as u64,
+                    case.accum_iter,
+                    case.batches_per_epoch,
+                );
+                assert!(
+                    (by_step - step.lr_used).abs() <= 1e-15,
+                    "{name}: step {index}: by step"
+                );
             }
         }
     }

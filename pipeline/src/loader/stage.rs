@@ -38,8 +38,10 @@ pub(super) fn run(shared: &Shared, fetched: &Receiver<Delivery>) {
             sample: made.key.sample,
             key: made.sample.key,
         });
+        // Before the batch may go out, so that the counters never lag behind the batches.
+        shared.compute.count_item();
         shared.window.fill(&place, filling, bad);
-        shared.compute.add_item(watch.lap());
+        shared.compute.add_busy(watch.lap());
     }
 }
 

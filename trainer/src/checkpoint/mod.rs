@@ -101,7 +101,10 @@ impl Checkpoints {
             return Ok((None, damaged));
         }
         let problem = format!("no checkpoint in it is whole: {}", damaged.join("; "));
-        Err(Error::Checkpoint { path: self.root.clone(), problem })
+        Err(Error::Checkpoint {
+            path: self.root.clone(),
+            problem,
+        })
     }
 
     /// Writes a checkpoint, points `latest` at it, removes those that need not stay, and returns its folder.
@@ -112,10 +115,18 @@ impl Checkpoints {
         let temp = self.root.join(format!("{TEMP_PREFIX}{name}"));
         remove(&temp)?;
         fs::create_dir(&temp).map_err(Error::io(&temp))?;
-        let model = params.iter().map(|param| (param.name.clone(), param.var.as_tensor().clone()));
+        let model = params
+            .iter()
+            .map(|param| (param.name.clone(), param.var.as_tensor().clone()));
         state.files = BTreeMap::from([
-            (MODEL_FILE.to_string(), tensors::write(&temp.join(MODEL_FILE), model.collect())?),
-            (OPTIM_FILE.to_string(), tensors::write(&temp.join(OPTIM_FILE), optim.state()?)?),
+            (
+                MODEL_FILE.to_string(),
+                tensors::write(&temp.join(MODEL_FILE), model.collect())?,
+            ),
+            (
+                OPTIM_FILE.to_string(),
+                tensors::write(&temp.join(OPTIM_FILE), optim.state()?)?,
+            ),
         ]);
         write_durably(&temp.join(STATE_FILE), &state.to_json()?)?;
         sync_dir(&temp)?;
@@ -148,7 +159,11 @@ impl Checkpoints {
     fn prune(&self) -> Result<()> {
         let all = self.list()?;
         for (step, dir) in &all[..all.len().saturating_sub(self.keep.last)] {
-            if self.keep.every.is_some_and(|every| step.is_multiple_of(every)) {
+            if self
+                .keep
+                .every
+                .is_some_and(|every| step.is_multiple_of(every))
+            {
                 continue;
             }
             let doomed = self.root.join(format!("{TEMP_PREFIX}removed-{step}"));
@@ -161,8 +176,10 @@ impl Checkpoints {
     /// Step and folder of every checkpoint, oldest first.
     fn list(&self) -> Result<Vec<(u64, PathBuf)>> {
         let step = |name: &String| name.strip_prefix("step-")?.parse::<u64>().ok();
-        let mut all: Vec<_> =
-            names(&self.root)?.iter().filter_map(|name| Some((step(name)?, self.root.join(name)))).collect();
+        let mut all: Vec<_> = names(&self.root)?
+            .iter()
+            .filter_map(|name| Some((step(name)?, self.root.join(name))))
+            .collect();
         all.sort();
         Ok(all)
     }
@@ -178,7 +195,10 @@ impl Found {
         let path = self.dir.join(OPTIM_FILE);
         let moments = read_tensors(&path, &Device::Cpu)?;
         optim.restore(self.state.step, &mut |name| {
-            let missing = || Error::Checkpoint { path: path.clone(), problem: format!("has no tensor {name}") };
+            let missing = || Error::Checkpoint {
+                path: path.clone(),
+                problem: format!("has no tensor {name}"),
+            };
             moments.get(name).cloned().ok_or_else(missing)
         })
     }
@@ -198,8 +218,13 @@ pub fn locate(path: &Path) -> Result<PathBuf> {
             return Ok(dir);
         }
     }
-    let problem = format!("is no checkpoint, expected a folder with {MODEL_FILE}, or a run folder with checkpoints");
-    Err(Error::Checkpoint { path: path.to_path_buf(), problem })
+    let problem = format!(
+        "is no checkpoint, expected a folder with {MODEL_FILE}, or a run folder with checkpoints"
+    );
+    Err(Error::Checkpoint {
+        path: path.to_path_buf(),
+        problem,
+    })
 }
 
 fn dir_name(step: u64) -> String {
@@ -209,14 +234,24 @@ fn dir_name(step: u64) -> String {
 fn names(dir: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(dir).map_err(Error::io(dir))? {
-        names.push(entry.map_err(Error::io(dir))?.file_name().to_string_lossy().into_owned());
+        names.push(
+            entry
+                .map_err(Error::io(dir))?
+                .file_name()
+                .to_string_lossy()
+                .into_owned(),
+        );
     }
     Ok(names)
 }
 
 /// Removes a file or folder if it is there.
 fn remove(path: &Path) -> Result<()> {
-    let result = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    let result = if path.is_dir() {
+        fs::remove_dir_all(path)
+    } else {
+        fs::remove_file(path)
+    };
     match result {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(path)(error)),
         _ => Ok(()),
@@ -229,7 +264,9 @@ fn write_durably(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 fn sync_file(path: &Path) -> Result<()> {
-    File::open(path).and_then(|file| file.sync_all()).map_err(Error::io(path))
+    File::open(path)
+        .and_then(|file| file.sync_all())
+        .map_err(Error::io(path))
 }
 
 /// Makes the entries of a folder survive a crash of the machine.

@@ -65,7 +65,10 @@ impl FileSum {
     pub fn of(path: &Path) -> Result<Self> {
         let mut file = fs::File::open(path).map_err(Error::io(path))?;
         let mut buffer = vec![0; 1 << 20];
-        let mut sum = FileSum { bytes: 0, crc32c: 0 };
+        let mut sum = FileSum {
+            bytes: 0,
+            crc32c: 0,
+        };
         loop {
             let n = file.read(&mut buffer).map_err(Error::io(path))?;
             if n == 0 {
@@ -79,7 +82,13 @@ impl FileSum {
 
 impl State {
     /// A state without files yet.
-    pub fn new(step: u64, loader: LoaderState, batches_per_epoch: u64, config: String, losses: LossBits) -> Self {
+    pub fn new(
+        step: u64,
+        loader: LoaderState,
+        batches_per_epoch: u64,
+        config: String,
+        losses: LossBits,
+    ) -> Self {
         Self {
             format: FORMAT_VERSION,
             program: env!("CARGO_PKG_VERSION").to_string(),
@@ -97,10 +106,19 @@ impl State {
     /// The file's text, its own checksum filled in.
     pub(super) fn to_json(&self) -> Result<Vec<u8>> {
         let text = |state: &State| {
-            serde_json::to_vec_pretty(state).map_err(|source| Error::Json { path: STATE_FILE.into(), source })
+            serde_json::to_vec_pretty(state).map_err(|source| Error::Json {
+                path: STATE_FILE.into(),
+                source,
+            })
         };
-        let unsigned = Self { crc32c: 0, ..self.clone() };
-        text(&Self { crc32c: crc32c::crc32c(&text(&unsigned)?), ..unsigned })
+        let unsigned = Self {
+            crc32c: 0,
+            ..self.clone()
+        };
+        text(&Self {
+            crc32c: crc32c::crc32c(&text(&unsigned)?),
+            ..unsigned
+        })
     }
 
     /// Reads a checkpoint's state and checks it and every file that it names.
@@ -109,15 +127,22 @@ impl State {
     /// [`Error::Checkpoint`] naming the file and what is wrong with it.
     pub fn read_verified(dir: &Path) -> Result<Self> {
         let path = dir.join(STATE_FILE);
-        let damaged = |path: &Path, problem: String| Error::Checkpoint { path: path.to_path_buf(), problem };
+        let damaged = |path: &Path, problem: String| Error::Checkpoint {
+            path: path.to_path_buf(),
+            problem,
+        };
         let text = fs::read(&path).map_err(|error| damaged(&path, error.to_string()))?;
-        let state: Self = serde_json::from_slice(&text).map_err(|error| damaged(&path, error.to_string()))?;
+        let state: Self =
+            serde_json::from_slice(&text).map_err(|error| damaged(&path, error.to_string()))?;
         if state.format != FORMAT_VERSION {
             let problem = format!("has format {}, expected {FORMAT_VERSION}", state.format);
             return Err(damaged(&path, problem));
         }
         if state.to_json()? != text {
-            return Err(damaged(&path, "does not match its own checksum".to_string()));
+            return Err(damaged(
+                &path,
+                "does not match its own checksum".to_string(),
+            ));
         }
         for (name, &expected) in &state.files {
             let path = dir.join(name);

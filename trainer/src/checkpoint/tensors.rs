@@ -29,8 +29,17 @@ impl View for Lazy {
     fn data(&self) -> Cow<'_, [u8]> {
         // The trait has no room for an error; a tensor that cannot be read comes out empty, which leaves the file
         // shorter than its header says and is caught by the check after writing.
-        let values = self.tensor.flatten_all().and_then(|flat| flat.to_vec1::<f32>()).unwrap_or_default();
-        Cow::Owned(values.iter().flat_map(|value| value.to_le_bytes()).collect())
+        let values = self
+            .tensor
+            .flatten_all()
+            .and_then(|flat| flat.to_vec1::<f32>())
+            .unwrap_or_default();
+        Cow::Owned(
+            values
+                .iter()
+                .flat_map(|value| value.to_le_bytes())
+                .collect(),
+        )
     }
 
     fn data_len(&self) -> usize {
@@ -57,8 +66,14 @@ pub(super) fn write(path: &Path, tensors: Vec<(String, Tensor)>) -> Result<FileS
     sync_file(path)?;
     let sum = FileSum::of(path)?;
     if sum.bytes < data_bytes {
-        let problem = format!("has {} bytes after writing, expected at least {data_bytes}", sum.bytes);
-        return Err(Error::Checkpoint { path: path.to_path_buf(), problem });
+        let problem = format!(
+            "has {} bytes after writing, expected at least {data_bytes}",
+            sum.bytes
+        );
+        return Err(Error::Checkpoint {
+            path: path.to_path_buf(),
+            problem,
+        });
     }
     Ok(sum)
 }
@@ -74,11 +89,17 @@ pub fn read_tensors(path: &Path, device: &Device) -> Result<HashMap<String, Tens
     for (name, view) in file.iter() {
         if view.dtype() != Dtype::F32 {
             let problem = format!("tensor {name} is {:?}, expected f32", view.dtype());
-            return Err(Error::Checkpoint { path: path.to_path_buf(), problem });
+            return Err(Error::Checkpoint {
+                path: path.to_path_buf(),
+                problem,
+            });
         }
         let (words, _) = view.data().as_chunks::<4>();
         let values: Vec<f32> = words.iter().map(|&word| f32::from_le_bytes(word)).collect();
-        tensors.insert(name.to_string(), Tensor::from_vec(values, view.shape(), device)?);
+        tensors.insert(
+            name.to_string(),
+            Tensor::from_vec(values, view.shape(), device)?,
+        );
     }
     Ok(tensors)
 }

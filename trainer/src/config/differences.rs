@@ -45,20 +45,28 @@ pub fn differences(old: &TrainConfig, new: &TrainConfig) -> Result<Differences> 
         if old.get(key) == new.get(key) || FREE.iter().any(|free| is_under(key, free)) {
             continue;
         }
-        let value = |values: &BTreeMap<String, String>| values.get(key).map_or("absent", String::as_str).to_string();
+        let value = |values: &BTreeMap<String, String>| {
+            values.get(key).map_or("absent", String::as_str).to_string()
+        };
         let difference = format!("{key}: {} -> {}", value(&old), value(&new));
-        let list = if NOTED.contains(&key.as_str()) { &mut found.noted } else { &mut found.fatal };
+        let list = if NOTED.contains(&key.as_str()) {
+            &mut found.noted
+        } else {
+            &mut found.fatal
+        };
         list.push(difference);
     }
     Ok(found)
 }
 
 fn is_under(key: &str, table: &str) -> bool {
-    key.strip_prefix(table).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    key.strip_prefix(table)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
 fn flat(config: &TrainConfig) -> Result<BTreeMap<String, String>> {
-    let table = toml::Table::try_from(config).map_err(|error| Error::ConfigSyntax(error.to_string()))?;
+    let table =
+        toml::Table::try_from(config).map_err(|error| Error::ConfigSyntax(error.to_string()))?;
     let mut values = BTreeMap::new();
     flatten("", &toml::Value::Table(table), &mut values);
     Ok(values)
@@ -70,7 +78,11 @@ fn flatten(prefix: &str, value: &toml::Value, out: &mut BTreeMap<String, String>
         return;
     };
     for (key, value) in table {
-        let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+        let path = if prefix.is_empty() {
+            key.clone()
+        } else {
+            format!("{prefix}.{key}")
+        };
         flatten(&path, value, out);
     }
 }
@@ -99,7 +111,12 @@ mod tests {
         assert_eq!(found.noted, ["optim.epochs: 400 -> 800"]);
         assert_eq!(
             found.fatal,
-            ["data.batch_size: 256 -> 32", "model.depth: absent -> 2", "optim.weight_decay: 0.05 -> 0.1", "seed: 42 -> 7"]
+            [
+                "data.batch_size: 256 -> 32",
+                "model.depth: absent -> 2",
+                "optim.weight_decay: 0.05 -> 0.1",
+                "seed: 42 -> 7"
+            ]
         );
     }
 }

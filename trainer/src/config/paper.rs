@@ -28,7 +28,11 @@ struct Row {
 }
 
 fn row(key: &'static str, ours: impl ToString, published: impl ToString) -> Row {
-    Row { key, ours: ours.to_string(), published: published.to_string() }
+    Row {
+        key,
+        ours: ours.to_string(),
+        published: published.to_string(),
+    }
 }
 
 fn debug_row<T: std::fmt::Debug>(key: &'static str, ours: T, published: T) -> Row {
@@ -40,7 +44,9 @@ impl Paper {
     pub(super) fn departures(self, config: &TrainConfig) -> Vec<String> {
         let rows = self.shared(config).into_iter().chain(self.own(config));
         let departing = rows.filter(|row| row.ours != row.published);
-        departing.map(|row| format!("{} is {}, {self} has {}", row.key, row.ours, row.published)).collect()
+        departing
+            .map(|row| format!("{} is {}, {self} has {}", row.key, row.ours, row.published))
+            .collect()
     }
 
     /// What the three runs have in common.
@@ -54,7 +60,11 @@ impl Paper {
             debug_row("optim.clip_norm", optim.clip_norm, None),
             row("data.size", data.size, 224),
             row("data.flip_p", data.flip_p, 0.5),
-            debug_row("data.interpolation", data.interpolation, Interpolation::Bilinear),
+            debug_row(
+                "data.interpolation",
+                data.interpolation,
+                Interpolation::Bilinear,
+            ),
             debug_row("data.sampler", data.sampler, Sampler::Torchvision),
             row("model.norm_pix_loss", config.model.norm_pix_loss, true),
             row("model.decoder_embed_dim", sizes.decoder_embed_dim, 256),
@@ -72,9 +82,19 @@ impl Paper {
             Paper::Siammae => (1.5e-4, 2000, 0.02, 2),
         };
         let mut rows = vec![
-            row("optim.base_lr", optim.lr.map_or(optim.base_lr, |lr| lr * 256.0 / config.effective_batch() as f64), base_lr),
+            row(
+                "optim.base_lr",
+                optim.lr.map_or(optim.base_lr, |lr| {
+                    lr * 256.0 / config.effective_batch() as f64
+                }),
+                base_lr,
+            ),
             match optim.max_steps {
-                Some(steps) => row("length of the run", format!("{steps} steps"), format!("{epochs} epochs")),
+                Some(steps) => row(
+                    "length of the run",
+                    format!("{steps} steps"),
+                    format!("{epochs} epochs"),
+                ),
                 None => row("optim.epochs", optim.epochs, epochs),
             },
             row("optim.warmup_ratio", optim.warmup_ratio, warmup_ratio),
@@ -82,7 +102,11 @@ impl Paper {
         ];
         if self == Paper::Cropmae {
             rows.push(debug_row("data.views", data.views, ViewsKind::CropPair));
-            rows.push(debug_row("data.strategy", data.strategy, Strategy::GlobalToLocal));
+            rows.push(debug_row(
+                "data.strategy",
+                data.strategy,
+                Strategy::GlobalToLocal,
+            ));
             rows.push(row("model.mask_ratio", mask_ratio, 0.985));
             rows.push(debug_row("data.local_area", data.local_area, [0.3, 0.6]));
             // Kinetics has its own range; the configuration alone does not say which set it is.
@@ -92,7 +116,11 @@ impl Paper {
         } else {
             rows.push(debug_row("data.views", data.views, ViewsKind::FramePair));
             rows.push(row("model.mask_ratio", mask_ratio, 0.95));
-            rows.push(debug_row("frame gap", (data.min_gap, data.max_gap), (4, 48)));
+            rows.push(debug_row(
+                "frame gap",
+                (data.min_gap, data.max_gap),
+                (4, 48),
+            ));
             rows.push(debug_row("data.frame_area", data.frame_area, [0.5, 1.0]));
         }
         rows
@@ -114,7 +142,10 @@ mod tests {
     use super::*;
 
     fn cropmae() -> TrainConfig {
-        let mut config = TrainConfig { paper: Some(Paper::Cropmae), ..TrainConfig::default() };
+        let mut config = TrainConfig {
+            paper: Some(Paper::Cropmae),
+            ..TrainConfig::default()
+        };
         config.data.batch_size = 2048;
         config
     }
@@ -122,7 +153,10 @@ mod tests {
     #[test]
     fn the_published_run_departs_in_nothing() {
         assert_eq!(cropmae().departures(), Vec::<String>::new());
-        let mut siammae = TrainConfig { paper: Some(Paper::Siammae), ..cropmae() };
+        let mut siammae = TrainConfig {
+            paper: Some(Paper::Siammae),
+            ..cropmae()
+        };
         siammae.data.views = ViewsKind::FramePair;
         siammae.data.repeated_sampling = 2;
         siammae.model.mask_ratio = Some(0.95);
@@ -140,8 +174,15 @@ mod tests {
         config.model.mask_ratio = Some(0.9);
         assert_eq!(
             config.departures(),
-            ["effective batch is 1024, CropMAE has 2048", "model.mask_ratio is 0.9, CropMAE has 0.985"]
+            [
+                "effective batch is 1024, CropMAE has 2048",
+                "model.mask_ratio is 0.9, CropMAE has 0.985"
+            ]
         );
-        assert_eq!(TrainConfig::default().departures(), Vec::<String>::new(), "no paper named");
+        assert_eq!(
+            TrainConfig::default().departures(),
+            Vec::<String>::new(),
+            "no paper named"
+        );
     }
 }

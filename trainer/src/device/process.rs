@@ -74,6 +74,9 @@ mod tests {
             prepare_process();
             drop(sender);
         });
-        assert_eq!([CANDLE_THREADS, RAYON_THREADS].map(std::env::var_os), before);
+        assert_eq!(
+            [CANDLE_THREADS, RAYON_THREADS].map(std::env::var_os),
+            before
+        );
     }
 }

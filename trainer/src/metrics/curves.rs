@@ -22,8 +22,14 @@ const SMOOTHING: f64 = 0.95;
 ///
 /// * `title`: the run's name.
 pub fn svg(title: &str, lines: &[MetricsLine]) -> String {
-    let losses: Vec<_> = lines.iter().map(|line| (line.step as f64, f64::from(line.loss))).collect();
-    let rates: Vec<_> = lines.iter().map(|line| (line.step as f64, line.lr)).collect();
+    let losses: Vec<_> = lines
+        .iter()
+        .map(|line| (line.step as f64, f64::from(line.loss)))
+        .collect();
+    let rates: Vec<_> = lines
+        .iter()
+        .map(|line| (line.step as f64, line.lr))
+        .collect();
     let height = TOP + 2.0 * CHART_HEIGHT + 2.0 * GAP;
     let mut out = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" width=\"{WIDTH}\" \
@@ -32,11 +38,19 @@ pub fn svg(title: &str, lines: &[MetricsLine]) -> String {
          <text x=\"{LEFT}\" y=\"26\" font-size=\"18\" font-weight=\"600\">{}</text>\n",
         escape(title)
     );
-    let loss = Chart { top: TOP, label: "loss", frame: Frame::around(&losses, false) };
+    let loss = Chart {
+        top: TOP,
+        label: "loss",
+        frame: Frame::around(&losses, false),
+    };
     loss.draw_axes(&mut out);
     loss.draw_line(&mut out, &thin(&losses), "#9db8d9", 1.0);
     loss.draw_line(&mut out, &thin(&smooth(&losses)), "#1f4e8c", 2.0);
-    let rate = Chart { top: TOP + CHART_HEIGHT + GAP, label: "learning rate", frame: Frame::around(&rates, true) };
+    let rate = Chart {
+        top: TOP + CHART_HEIGHT + GAP,
+        label: "learning rate",
+        frame: Frame::around(&rates, true),
+    };
     rate.draw_axes(&mut out);
     rate.draw_line(&mut out, &thin(&rates), "#b4561f", 2.0);
     let _ = writeln!(
@@ -59,9 +73,14 @@ impl Frame {
     fn around(points: &[(f64, f64)], from_zero: bool) -> Self {
         let finite: Vec<_> = points.iter().filter(|(_, y)| y.is_finite()).collect();
         let range = |values: &mut dyn Iterator<Item = f64>| {
-            values.fold((f64::INFINITY, f64::NEG_INFINITY), |(lo, hi), v| (lo.min(v), hi.max(v)))
+            values.fold((f64::INFINITY, f64::NEG_INFINITY), |(lo, hi), v| {
+                (lo.min(v), hi.max(v))
+            })
         };
-        let (mut x, mut y) = (range(&mut finite.iter().map(|p| p.0)), range(&mut finite.iter().map(|p| p.1)));
+        let (mut x, mut y) = (
+            range(&mut finite.iter().map(|p| p.0)),
+            range(&mut finite.iter().map(|p| p.1)),
+        );
         if finite.is_empty() {
             (x, y) = ((0.0, 1.0), (0.0, 1.0));
         }
@@ -71,7 +90,11 @@ impl Frame {
         if x.1 <= x.0 {
             x.1 = x.0 + 1.0;
         }
-        let margin = if y.1 > y.0 { 0.05 * (y.1 - y.0) } else { 0.5 * y.1.abs().max(1e-6) };
+        let margin = if y.1 > y.0 {
+            0.05 * (y.1 - y.0)
+        } else {
+            0.5 * y.1.abs().max(1e-6)
+        };
         y = (if from_zero { 0.0 } else { y.0 - margin }, y.1 + margin);
         Self { x, y }
     }
@@ -88,7 +111,10 @@ impl Chart {
     fn px(&self, (x, y): (f64, f64)) -> (f64, f64) {
         let across = (x - self.frame.x.0) / (self.frame.x.1 - self.frame.x.0);
         let up = (y - self.frame.y.0) / (self.frame.y.1 - self.frame.y.0);
-        (LEFT + across * (WIDTH - LEFT - RIGHT), self.top + (1.0 - up) * CHART_HEIGHT)
+        (
+            LEFT + across * (WIDTH - LEFT - RIGHT),
+            self.top + (1.0 - up) * CHART_HEIGHT,
+        )
     }
 
     fn draw_axes(&self, out: &mut String) {
@@ -144,9 +170,16 @@ impl Chart {
 fn ticks((low, high): (f64, f64)) -> Vec<f64> {
     let rough = (high - low) / 5.0;
     let magnitude = 10f64.powf(rough.log10().floor());
-    let step = [1.0, 2.0, 2.5, 5.0, 10.0].map(|m| m * magnitude).into_iter().find(|&s| s >= rough).unwrap_or(rough);
+    let step = [1.0, 2.0, 2.5, 5.0, 10.0]
+        .map(|m| m * magnitude)
+        .into_iter()
+        .find(|&s| s >= rough)
+        .unwrap_or(rough);
     let first = (low / step).ceil() as i64;
-    (first..).map(|i| i as f64 * step).take_while(|&tick| tick <= high * (1.0 + 1e-12)).collect()
+    (first..)
+        .map(|i| i as f64 * step)
+        .take_while(|&tick| tick <= high * (1.0 + 1e-12))
+        .collect()
 }
 
 /// A tick's label, without rounding noise.
@@ -166,7 +199,11 @@ fn smooth(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
         weight = SMOOTHING * weight + (1.0 - SMOOTHING);
         (x, mean / weight)
     };
-    points.iter().filter(|(_, y)| y.is_finite()).map(step).collect()
+    points
+        .iter()
+        .filter(|(_, y)| y.is_finite())
+        .map(step)
+        .collect()
 }
 
 /// Averages neighbouring points until at most [`MAX_POINTS`] are left.
@@ -174,14 +211,18 @@ fn thin(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let group = points.len().div_ceil(MAX_POINTS).max(1);
     let mean = |chunk: &[(f64, f64)]| {
         let n = chunk.len() as f64;
-        let (x, y) = chunk.iter().fold((0.0, 0.0), |sum, p| (sum.0 + p.0, sum.1 + p.1));
+        let (x, y) = chunk
+            .iter()
+            .fold((0.0, 0.0), |sum, p| (sum.0 + p.0, sum.1 + p.1));
         (x / n, y / n)
     };
     points.chunks(group).map(mean).collect()
 }
 
 fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
 }
 
 #[cfg(test)]
@@ -189,7 +230,12 @@ mod tests {
     use super::*;
 
     fn run(n: u64) -> Vec<MetricsLine> {
-        let line = |step| MetricsLine { step, loss: 1.0 / step as f32, lr: 1e-4, ..MetricsLine::default() };
+        let line = |step| MetricsLine {
+            step,
+            loss: 1.0 / step as f32,
+            lr: 1e-4,
+            ..MetricsLine::default()
+        };
         (1..=n).map(line).collect()
     }
 
@@ -198,7 +244,10 @@ mod tests {
         for n in [0, 1, 2, 50, 5000] {
             let picture = svg("a <run> & more", &run(n));
             assert!(picture.starts_with("<svg") && picture.trim_end().ends_with("</svg>"));
-            assert!(!picture.contains("NaN") && !picture.contains("inf"), "{n} steps");
+            assert!(
+                !picture.contains("NaN") && !picture.contains("inf"),
+                "{n} steps"
+            );
             assert!(picture.contains("a &lt;run&gt; &amp; more"));
             assert!(picture.len() < 100_000);
         }
@@ -213,7 +262,10 @@ mod tests {
 
     #[test]
     fn ticks_are_round_and_inside() {
-        assert_eq!(ticks((0.0, 1.0)), [0.0, 0.2, 0.4, 0.6000000000000001, 0.8, 1.0]);
+        assert_eq!(
+            ticks((0.0, 1.0)),
+            [0.0, 0.2, 0.4, 0.6000000000000001, 0.8, 1.0]
+        );
         assert_eq!(number(0.6000000000000001), "0.6");
         assert_eq!(number(300.0), "300");
         assert_eq!(number(8e-4), "8.0e-4");

@@ -65,7 +65,11 @@ impl MetricsLine {
             ("speed/data_wait_pct".to_string(), self.data_wait_pct),
             ("data/bad_samples".to_string(), self.bad_samples as f64),
         ];
-        scalars.extend(self.parts.iter().map(|(name, &value)| (format!("train/{name}"), f64::from(value))));
+        scalars.extend(
+            self.parts
+                .iter()
+                .map(|(name, &value)| (format!("train/{name}"), f64::from(value))),
+        );
         scalars
     }
 }
@@ -94,7 +98,10 @@ impl MetricsLog {
             Err(error) => return Err(Error::io(&path)(error)),
         };
         rewrite(&path, &kept)?;
-        let file = OpenOptions::new().append(true).open(&path).map_err(Error::io(&path))?;
+        let file = OpenOptions::new()
+            .append(true)
+            .open(&path)
+            .map_err(Error::io(&path))?;
         let mut events = EventWriter::create_in(&run_dir.join(TENSORBOARD_DIR))?;
         for line in &kept {
             events.write_scalars(line.step, line.time, &line.scalars())?;
@@ -105,8 +112,11 @@ impl MetricsLog {
     /// Appends one line; it is in the file, whole, when this returns.
     pub fn write(&mut self, line: &MetricsLine) -> Result<()> {
         let text = to_json_line(&self.path, line)?;
-        self.file.write_all(text.as_bytes()).map_err(Error::io(&self.path))?;
-        self.events.write_scalars(line.step, line.time, &line.scalars())
+        self.file
+            .write_all(text.as_bytes())
+            .map_err(Error::io(&self.path))?;
+        self.events
+            .write_scalars(line.step, line.time, &line.scalars())
     }
 
     /// Makes everything written so far survive a crash of the machine.
@@ -119,11 +129,17 @@ impl MetricsLog {
 pub fn read(run_dir: &Path) -> Result<Vec<MetricsLine>> {
     let path = run_dir.join(METRICS_FILE);
     let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
-    Ok(text.lines().map_while(|line| serde_json::from_str(line).ok()).collect())
+    Ok(text
+        .lines()
+        .map_while(|line| serde_json::from_str(line).ok())
+        .collect())
 }
 
 fn to_json_line(path: &Path, line: &MetricsLine) -> Result<String> {
-    let mut text = serde_json::to_string(line).map_err(|source| Error::Json { path: path.into(), source })?;
+    let mut text = serde_json::to_string(line).map_err(|source| Error::Json {
+        path: path.into(),
+        source,
+    })?;
     text.push('\n');
     Ok(text)
 }
@@ -144,7 +160,13 @@ mod tests {
 
     fn line(step: u64) -> MetricsLine {
         let loss = 1.0 / step as f32;
-        MetricsLine { step, loss, lr: 1e-3 / step as f64, time: step as f64, ..MetricsLine::default() }
+        MetricsLine {
+            step,
+            loss,
+            lr: 1e-3 / step as f64,
+            time: step as f64,
+            ..MetricsLine::default()
+        }
     }
 
     fn text(dir: &Path) -> String {
@@ -162,16 +184,25 @@ mod tests {
         assert_eq!(read(dir.path()).unwrap().len(), 3);
         (4..=5).for_each(|step| log.write(&line(step)).unwrap());
         assert_eq!(text(dir.path()), undisturbed);
-        let events: Vec<_> = fs::read_dir(dir.path().join(TENSORBOARD_DIR)).unwrap().collect();
+        let events: Vec<_> = fs::read_dir(dir.path().join(TENSORBOARD_DIR))
+            .unwrap()
+            .collect();
         assert_eq!(events.len(), 1, "one event file, holding the whole run");
     }
 
     #[test]
     fn a_line_cut_short_by_a_kill_is_dropped() {
         let dir = tempfile::tempdir().unwrap();
-        MetricsLog::open(dir.path(), 0).unwrap().write(&line(1)).unwrap();
+        MetricsLog::open(dir.path(), 0)
+            .unwrap()
+            .write(&line(1))
+            .unwrap();
         let whole = text(dir.path());
-        fs::write(dir.path().join(METRICS_FILE), format!("{whole}{{\"step\":2,\"lo")).unwrap();
+        fs::write(
+            dir.path().join(METRICS_FILE),
+            format!("{whole}{{\"step\":2,\"lo"),
+        )
+        .unwrap();
         MetricsLog::open(dir.path(), 9).unwrap();
         assert_eq!(text(dir.path()), whole);
     }
@@ -179,7 +210,10 @@ mod tests {
     #[test]
     fn starting_afresh_empties_the_file() {
         let dir = tempfile::tempdir().unwrap();
-        MetricsLog::open(dir.path(), 0).unwrap().write(&line(1)).unwrap();
+        MetricsLog::open(dir.path(), 0)
+            .unwrap()
+            .write(&line(1))
+            .unwrap();
         MetricsLog::open(dir.path(), 0).unwrap();
         assert_eq!(text(dir.path()), "");
     }
@@ -187,7 +221,17 @@ mod tests {
     #[test]
     fn losses_survive_the_file_bit_for_bit() {
         let value = 1.164_873_2_f32 / 3.0;
-        let written = serde_json::to_string(&MetricsLine { loss: value, ..line(1) }).unwrap();
-        assert_eq!(serde_json::from_str::<MetricsLine>(&written).unwrap().loss.to_bits(), value.to_bits());
+        let written = serde_json::to_string(&MetricsLine {
+            loss: value,
+            ..line(1)
+        })
+        .unwrap();
+        assert_eq!(
+            serde_json::from_str::<MetricsLine>(&written)
+                .unwrap()
+                .loss
+                .to_bits(),
+            value.to_bits()
+        );
     }
 }

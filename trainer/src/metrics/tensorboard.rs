@@ -33,12 +33,21 @@ impl EventWriter {
         fs::create_dir_all(dir).map_err(Error::io(dir))?;
         for entry in fs::read_dir(dir).map_err(Error::io(dir))? {
             let path = entry.map_err(Error::io(dir))?.path();
-            if path.file_name().is_some_and(|name| name.to_string_lossy().ends_with(".pairquet")) {
+            if path
+                .file_name()
+                .is_some_and(|name| name.to_string_lossy().ends_with(".pairquet"))
+            {
                 fs::remove_file(&path).map_err(Error::io(&path))?;
             }
         }
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let path = dir.join(format!("events.out.tfevents.{:010}.{:09}.pairquet", now.as_secs(), now.subsec_nanos()));
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        let path = dir.join(format!(
+            "events.out.tfevents.{:010}.{:09}.pairquet",
+            now.as_secs(),
+            now.subsec_nanos()
+        ));
         let file = File::create(&path).map_err(Error::io(&path))?;
         let mut writer = Self { path, file };
         let mut event = wall_time(now.as_secs_f64());
@@ -79,7 +88,9 @@ impl EventWriter {
 
 /// CRC-32C, rotated and shifted as TFRecord files have it.
 fn masked_crc(data: &[u8]) -> u32 {
-    crc32c::crc32c(data).rotate_right(15).wrapping_add(0xa282_ead8)
+    crc32c::crc32c(data)
+        .rotate_right(15)
+        .wrapping_add(0xa282_ead8)
 }
 
 /// The start of every event: field 1, seconds since 1970.
@@ -117,7 +128,10 @@ mod tests {
         let mut records = Vec::new();
         while !file.is_empty() {
             let length = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
-            assert_eq!(u32::from_le_bytes(file[8..12].try_into().unwrap()), masked_crc(&file[..8]));
+            assert_eq!(
+                u32::from_le_bytes(file[8..12].try_into().unwrap()),
+                masked_crc(&file[..8])
+            );
             let data = &file[12..12 + length];
             let crc = u32::from_le_bytes(file[12 + length..16 + length].try_into().unwrap());
             assert_eq!(crc, masked_crc(data));
@@ -174,17 +188,30 @@ mod tests {
     #[test]
     fn what_is_written_parses_back() {
         let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("events.out.tfevents.0000000001.old.pairquet"), b"x").unwrap();
+        fs::write(
+            dir.path()
+                .join("events.out.tfevents.0000000001.old.pairquet"),
+            b"x",
+        )
+        .unwrap();
         fs::write(dir.path().join("notes.txt"), b"kept").unwrap();
         let mut writer = EventWriter::create_in(dir.path()).unwrap();
-        let scalars = [("train/loss".to_string(), 0.5), ("train/lr".to_string(), 1e-4)];
+        let scalars = [
+            ("train/loss".to_string(), 0.5),
+            ("train/lr".to_string(), 1e-4),
+        ];
         writer.write_scalars(300, 1.5, &scalars).unwrap();
         let records = records(&fs::read(&writer.path).unwrap());
-        assert_eq!(fields(&records[0])[1], (3, Value::Bytes(b"brain.Event:2".to_vec())));
+        assert_eq!(
+            fields(&records[0])[1],
+            (3, Value::Bytes(b"brain.Event:2".to_vec()))
+        );
         let event = fields(&records[1]);
         assert_eq!(event[0], (1, Value::Bytes(1.5f64.to_le_bytes().to_vec())));
         assert_eq!(event[1], (2, Value::Number(300)));
-        let Value::Bytes(summary) = &event[2].1 else { panic!("summary is a message") };
+        let Value::Bytes(summary) = &event[2].1 else {
+            panic!("summary is a message")
+        };
         let values: Vec<_> = fields(summary)
             .into_iter()
             .map(|(_, value)| match value {
@@ -193,14 +220,27 @@ mod tests {
             })
             .collect();
         assert_eq!(values[0][0], (1, Value::Bytes(b"train/loss".to_vec())));
-        assert_eq!(values[0][1], (2, Value::Bytes(0.5f32.to_le_bytes().to_vec())));
-        assert_eq!(values[1][1], (2, Value::Bytes(1e-4f32.to_le_bytes().to_vec())));
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "older event files are replaced, others kept");
+        assert_eq!(
+            values[0][1],
+            (2, Value::Bytes(0.5f32.to_le_bytes().to_vec()))
+        );
+        assert_eq!(
+            values[1][1],
+            (2, Value::Bytes(1e-4f32.to_le_bytes().to_vec()))
+        );
+        assert_eq!(
+            fs::read_dir(dir.path()).unwrap().count(),
+            2,
+            "older event files are replaced, others kept"
+        );
     }
 
     #[test]
     fn the_masked_checksum_is_tensorflows() {
         // The length of the 24-byte version record that opens TensorFlow's event files, and its checksum there.
-        assert_eq!(masked_crc(&24u64.to_le_bytes()).to_le_bytes(), [0xa3, 0x7f, 0x4b, 0x22]);
+        assert_eq!(
+            masked_crc(&24u64.to_le_bytes()).to_le_bytes(),
+            [0xa3, 0x7f, 0x4b, 0x22]
+        );
     }
 }

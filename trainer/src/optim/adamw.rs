@@ -50,7 +50,10 @@ struct Slot {
 #[derive(Debug)]
 enum Moments {
     /// Plain buffers, for the fused pass.
-    Host { exp_avg: Vec<f32>, exp_avg_sq: Vec<f32> },
+    Host {
+        exp_avg: Vec<f32>,
+        exp_avg_sq: Vec<f32>,
+    },
     /// Tensors beside the parameter.
     Device { exp_avg: Tensor, exp_avg_sq: Tensor },
 }
@@ -60,7 +63,10 @@ impl AdamW {
     ///
     /// # Errors
     /// [`Error::Parameter`] for a parameter that is not f32.
-    pub fn new(groups: impl IntoIterator<Item = ParamGroup>, options: AdamWOptions) -> Result<Self> {
+    pub fn new(
+        groups: impl IntoIterator<Item = ParamGroup>,
+        options: AdamWOptions,
+    ) -> Result<Self> {
         let mut slots = Vec::new();
         for group in groups {
             for (name, var) in group.params {
@@ -69,19 +75,32 @@ impl AdamW {
                     return Err(Error::Parameter { name, problem });
                 }
                 let moments = Moments::zeros(&var)?;
-                slots.push(Slot { name, weight_decay: group.weight_decay, var, moments });
+                slots.push(Slot {
+                    name,
+                    weight_decay: group.weight_decay,
+                    var,
+                    moments,
+                });
             }
         }
-        Ok(Self { options, steps: 0, slots })
+        Ok(Self {
+            options,
+            steps: 0,
+            slots,
+        })
     }
 
     /// Updates every parameter that has a gradient with learning rate `lr`.
     pub fn step(&mut self, grads: &Gradients, lr: f64) -> Result<()> {
         self.steps += 1;
-        let by_name: std::collections::HashMap<&str, &Tensor> =
-            grads.iter().filter_map(|(name, grad)| Some((name, grad?))).collect();
+        let by_name: std::collections::HashMap<&str, &Tensor> = grads
+            .iter()
+            .filter_map(|(name, grad)| Some((name, grad?)))
+            .collect();
         for slot in &mut self.slots {
-            let Some(grad) = by_name.get(slot.name.as_str()) else { continue };
+            let Some(grad) = by_name.get(slot.name.as_str()) else {
+                continue;
+            };
             let coefficients = Coefficients::new(&self.options, self.steps, lr, slot.weight_decay);
             slot.moments.update(&slot.var, grad, &coefficients)?;
         }
@@ -110,14 +129,22 @@ impl AdamW {
     ///
     /// # Errors
     /// Whatever `load` returns, and [`Error::Shape`] for a moment that does not fit its parameter.
-    pub fn restore(&mut self, steps: u64, load: &mut dyn FnMut(&str) -> Result<Tensor>) -> Result<()> {
+    pub fn restore(
+        &mut self,
+        steps: u64,
+        load: &mut dyn FnMut(&str) -> Result<Tensor>,
+    ) -> Result<()> {
         for slot in &mut self.slots {
             let mut moment = |kind: &str| {
                 let name = format!("{kind}.{}", slot.name);
                 let tensor = load(&name)?;
                 if tensor.dims() != slot.var.dims() {
                     let expected = format!("{:?}, as the parameter has", slot.var.dims());
-                    return Err(Error::Shape { what: name, got: tensor.dims().to_vec(), expected });
+                    return Err(Error::Shape {
+                        what: name,
+                        got: tensor.dims().to_vec(),
+                        expected,
+                    });
                 }
                 Ok(tensor.to_device(slot.var.device())?)
             };
@@ -158,41 +185,70 @@ impl Moments {
     fn zeros(var: &Var) -> Result<Self> {
         if matches!(var.device(), Device::Cpu) {
             let zeros = || vec![0.0; var.elem_count()];
-            return Ok(Self::Host { exp_avg: zeros(), exp_avg_sq: zeros() });
+            return Ok(Self::Host {
+                exp_avg: zeros(),
+                exp_avg_sq: zeros(),
+            });
         }
-        Ok(Self::Device { exp_avg: var.zeros_like()?, exp_avg_sq: var.zeros_like()? })
+        Ok(Self::Device {
+            exp_avg: var.zeros_like()?,
+            exp_avg_sq: var.zeros_like()?,
+        })
     }
 
     fn from_tensors(exp_avg: Tensor, exp_avg_sq: Tensor) -> Result<Self> {
         if matches!(exp_avg.device(), Device::Cpu) {
             let values = |tensor: Tensor| tensor.flatten_all()?.to_vec1::<f32>();
-            return Ok(Self::Host { exp_avg: values(exp_avg)?, exp_avg_sq: values(exp_avg_sq)? });
+            return Ok(Self::Host {
+                exp_avg: values(exp_avg)?,
+                exp_avg_sq: values(exp_avg_sq)?,
+            });
         }
-        Ok(Self::Device { exp_avg, exp_avg_sq })
+        Ok(Self::Device {
+            exp_avg,
+            exp_avg_sq,
+        })
     }
 
     fn tensors(&self, shape: &[usize]) -> Result<(Tensor, Tensor)> {
         match self {
-            Self::Host { exp_avg, exp_avg_sq } => {
+            Self::Host {
+                exp_avg,
+                exp_avg_sq,
+            } => {
                 let tensor = |values: &[f32]| Tensor::from_slice(values, shape, &Device::Cpu);
                 Ok((tensor(exp_avg)?, tensor(exp_avg_sq)?))
             }
-            Self::Device { exp_avg, exp_avg_sq } => Ok((exp_avg.clone(), exp_avg_sq.clone())),
+            Self::Device {
+                exp_avg,
+                exp_avg_sq,
+            } => Ok((exp_avg.clone(), exp_avg_sq.clone())),
         }
     }
 
     fn update(&mut self, var: &Var, grad: &Tensor, c: &Coefficients) -> Result<()> {
         match self {
-            Self::Host { exp_avg, exp_avg_sq } => {
-                let pass = FusedPass { c, moments: Mutex::new((exp_avg, exp_avg_sq)) };
+            Self::Host {
+                exp_avg,
+                exp_avg_sq,
+            } => {
+                let pass = FusedPass {
+                    c,
+                    moments: Mutex::new((exp_avg, exp_avg_sq)),
+                };
                 Ok(var.inplace_op2(&grad.contiguous()?, &pass)?)
             }
-            Self::Device { exp_avg, exp_avg_sq } => {
+            Self::Device {
+                exp_avg,
+                exp_avg_sq,
+            } => {
                 let scaled = |tensor: &Tensor, factor: f32| tensor.affine(f64::from(factor), 0.0);
                 *exp_avg = (&*exp_avg + scaled(&(grad - &*exp_avg)?, c.one_minus_beta1)?)?;
-                *exp_avg_sq = (scaled(exp_avg_sq, c.beta2)? + scaled(&grad.sqr()?, c.one_minus_beta2)?)?;
-                let denominator =
-                    exp_avg_sq.sqrt()?.affine(1.0 / f64::from(c.bias_correction2_sqrt), f64::from(c.eps))?;
+                *exp_avg_sq =
+                    (scaled(exp_avg_sq, c.beta2)? + scaled(&grad.sqr()?, c.one_minus_beta2)?)?;
+                let denominator = exp_avg_sq
+                    .sqrt()?
+                    .affine(1.0 / f64::from(c.bias_correction2_sqrt), f64::from(c.eps))?;
                 let update = scaled(&(&*exp_avg / denominator)?, c.step_size)?;
                 Ok(var.set(&(scaled(var, c.keep)? - update)?)?)
             }
@@ -221,25 +277,37 @@ impl InplaceOp2 for FusedPass<'_> {
         let (CpuStorage::F32(params), CpuStorage::F32(grads)) = (params, grads) else {
             candle_core::bail!("adamw: parameter and gradient must be f32")
         };
-        let (Some((start, end)), Some((grad_start, grad_end))) =
-            (params_layout.contiguous_offsets(), grads_layout.contiguous_offsets())
-        else {
+        let (Some((start, end)), Some((grad_start, grad_end))) = (
+            params_layout.contiguous_offsets(),
+            grads_layout.contiguous_offsets(),
+        ) else {
             candle_core::bail!("adamw: parameter and gradient must be contiguous")
         };
-        let Ok(mut moments) = self.moments.lock() else { candle_core::bail!("adamw: a thread of an update died") };
+        let Ok(mut moments) = self.moments.lock() else {
+            candle_core::bail!("adamw: a thread of an update died")
+        };
         let (exp_avg, exp_avg_sq) = &mut *moments;
         let c = self.c;
-        let chunks = params[start..end].par_chunks_mut(CHUNK).zip(grads[grad_start..grad_end].par_chunks(CHUNK));
-        let moments = exp_avg.par_chunks_mut(CHUNK).zip(exp_avg_sq.par_chunks_mut(CHUNK));
-        chunks.zip(moments).for_each(|((params, grads), (exp_avg, exp_avg_sq))| {
-            let elements = params.iter_mut().zip(grads).zip(exp_avg.iter_mut().zip(exp_avg_sq));
-            for ((param, &grad), (m, v)) in elements {
-                *m += c.one_minus_beta1 * (grad - *m);
-                *v = *v * c.beta2 + c.one_minus_beta2 * grad * grad;
-                let denominator = v.sqrt() / c.bias_correction2_sqrt + c.eps;
-                *param = *param * c.keep - c.step_size * (*m / denominator);
-            }
-        });
+        let chunks = params[start..end]
+            .par_chunks_mut(CHUNK)
+            .zip(grads[grad_start..grad_end].par_chunks(CHUNK));
+        let moments = exp_avg
+            .par_chunks_mut(CHUNK)
+            .zip(exp_avg_sq.par_chunks_mut(CHUNK));
+        chunks
+            .zip(moments)
+            .for_each(|((params, grads), (exp_avg, exp_avg_sq))| {
+                let elements = params
+                    .iter_mut()
+                    .zip(grads)
+                    .zip(exp_avg.iter_mut().zip(exp_avg_sq));
+                for ((param, &grad), (m, v)) in elements {
+                    *m += c.one_minus_beta1 * (grad - *m);
+                    *v = *v * c.beta2 + c.one_minus_beta2 * grad * grad;
+                    let denominator = v.sqrt() / c.bias_correction2_sqrt + c.eps;
+                    *param = *param * c.keep - c.step_size * (*m / denominator);
+                }
+            });
         Ok(())
     }
 }
@@ -249,24 +317,40 @@ mod tests {
     use super::*;
     use crate::optim::param_groups;
 
-    const OPTIONS: AdamWOptions = AdamWOptions { beta1: 0.9, beta2: 0.95 };
+    const OPTIONS: AdamWOptions = AdamWOptions {
+        beta1: 0.9,
+        beta2: 0.95,
+    };
 
     /// `loss = sum((x - target)^2) / 2`, so the gradient is `x - target`.
     fn grads_towards(var: &Var, name: &str, target: f64) -> Gradients {
         let mut grads = Gradients::new([(name.to_string(), var.clone())]);
-        let loss = (var.as_tensor() - target).unwrap().sqr().unwrap().sum_all().unwrap().affine(0.5, 0.0).unwrap();
+        let loss = (var.as_tensor() - target)
+            .unwrap()
+            .sqr()
+            .unwrap()
+            .sum_all()
+            .unwrap()
+            .affine(0.5, 0.0)
+            .unwrap();
         grads.accumulate(loss.backward().unwrap()).unwrap();
         grads
     }
 
     fn optimizer(var: &Var, name: &str) -> AdamW {
-        AdamW::new(param_groups([(name.to_string(), var.clone())], 0.05), OPTIONS).unwrap()
+        AdamW::new(
+            param_groups([(name.to_string(), var.clone())], 0.05),
+            OPTIONS,
+        )
+        .unwrap()
     }
 
     #[test]
     fn the_first_step_moves_by_the_learning_rate_and_decays() {
         let var = Var::new(&[[1.0f32, -1.0]], &Device::Cpu).unwrap();
-        optimizer(&var, "w").step(&grads_towards(&var, "w", 0.0), 0.1).unwrap();
+        optimizer(&var, "w")
+            .step(&grads_towards(&var, "w", 0.0), 0.1)
+            .unwrap();
         // Bias correction makes the first update lr * sign(gradient); decay takes 0.1 * 0.05 off before it.
         for (got, expected) in var.to_vec2::<f32>().unwrap()[0].iter().zip([0.895, -0.895]) {
             assert!((got - expected).abs() < 1e-6, "{got}");
@@ -279,7 +363,10 @@ mod tests {
         let mut optim = optimizer(&var, "w");
         optim.step(&grads_towards(&var, "w", 0.0), 0.0).unwrap();
         assert_eq!(var.to_vec2::<f32>().unwrap(), [[1.0, 2.0]]);
-        assert_eq!(optim.state().unwrap()[0].1.to_vec2::<f32>().unwrap(), [[0.1, 0.2]]);
+        assert_eq!(
+            optim.state().unwrap()[0].1.to_vec2::<f32>().unwrap(),
+            [[0.1, 0.2]]
+        );
     }
 
     #[test]
@@ -290,10 +377,13 @@ mod tests {
             let mut optim = optimizer(&var, "w");
             for step in 0..6 {
                 if save_at == Some(step) {
-                    let saved: std::collections::HashMap<_, _> = optim.state().unwrap().into_iter().collect();
+                    let saved: std::collections::HashMap<_, _> =
+                        optim.state().unwrap().into_iter().collect();
                     let steps = optim.steps();
                     optim = optimizer(&var, "w");
-                    optim.restore(steps, &mut |name| Ok(saved[name].clone())).unwrap();
+                    optim
+                        .restore(steps, &mut |name| Ok(saved[name].clone()))
+                        .unwrap();
                 }
                 optim.step(&grads_towards(&var, "w", 0.3), 1e-2).unwrap();
             }
@@ -309,13 +399,25 @@ mod tests {
         let plain = Var::from_slice(&start, (100, 1000), &Device::Cpu).unwrap();
         let mut on_host = Moments::zeros(&fused).unwrap();
         let zeros = || plain.zeros_like().unwrap();
-        let mut on_device = Moments::Device { exp_avg: zeros(), exp_avg_sq: zeros() };
+        let mut on_device = Moments::Device {
+            exp_avg: zeros(),
+            exp_avg_sq: zeros(),
+        };
         for step in 1..5 {
             let c = Coefficients::new(&OPTIONS, step, 1e-2, 0.05);
-            on_host.update(&fused, &(fused.as_tensor() - 0.3).unwrap(), &c).unwrap();
-            on_device.update(&plain, &(plain.as_tensor() - 0.3).unwrap(), &c).unwrap();
+            on_host
+                .update(&fused, &(fused.as_tensor() - 0.3).unwrap(), &c)
+                .unwrap();
+            on_device
+                .update(&plain, &(plain.as_tensor() - 0.3).unwrap(), &c)
+                .unwrap();
         }
-        let gap = (fused.as_tensor() - plain.as_tensor()).unwrap().abs().unwrap().max_all().unwrap();
+        let gap = (fused.as_tensor() - plain.as_tensor())
+            .unwrap()
+            .abs()
+            .unwrap()
+            .max_all()
+            .unwrap();
         assert!(gap.to_scalar::<f32>().unwrap() < 1e-6);
     }
 
@@ -323,7 +425,9 @@ mod tests {
     fn moments_of_another_shape_are_refused() {
         let var = Var::new(&[[1.0f32, 2.0]], &Device::Cpu).unwrap();
         let other = Tensor::zeros((3, 3), DType::F32, &Device::Cpu).unwrap();
-        let error = optimizer(&var, "w").restore(1, &mut |_| Ok(other.clone())).unwrap_err();
+        let error = optimizer(&var, "w")
+            .restore(1, &mut |_| Ok(other.clone()))
+            .unwrap_err();
         assert!(error.to_string().contains("exp_avg.w"), "{error}");
     }
 

@@ -24,7 +24,10 @@ pub struct GradNorms {
 impl GradNorms {
     /// The first parameter whose gradient holds a NaN or an infinity, with its norm.
     pub fn first_not_finite(&self) -> Option<(&str, f64)> {
-        let norms = self.per_param.iter().filter_map(|(name, norm)| Some((name.as_str(), (*norm)?)));
+        let norms = self
+            .per_param
+            .iter()
+            .filter_map(|(name, norm)| Some((name.as_str(), (*norm)?)));
         norms.into_iter().find(|(_, norm)| !norm.is_finite())
     }
 
@@ -49,7 +52,10 @@ pub fn norms(grads: &Gradients) -> Result<GradNorms> {
         sum += squares.unwrap_or(0.0);
         per_param.push((name.to_string(), squares.map(f64::sqrt)));
     }
-    Ok(GradNorms { per_param, global: sum.sqrt() })
+    Ok(GradNorms {
+        per_param,
+        global: sum.sqrt(),
+    })
 }
 
 /// Scales the gradients so that their global norm is at most `max_norm`, as
@@ -64,7 +70,12 @@ pub fn clip(grads: &mut Gradients, norms: &GradNorms, max_norm: f64) -> Result<b
 
 fn sum_of_squares(grad: &Tensor) -> Result<f64> {
     if !matches!(grad.device(), Device::Cpu) {
-        return Ok(f64::from(grad.to_dtype(DType::F32)?.sqr()?.sum_all()?.to_scalar::<f32>()?));
+        return Ok(f64::from(
+            grad.to_dtype(DType::F32)?
+                .sqr()?
+                .sum_all()?
+                .to_scalar::<f32>()?,
+        ));
     }
     let values = grad.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
     let partial: Vec<f64> = values.par_chunks(CHUNK).map(chunk_sum).collect();
@@ -94,7 +105,8 @@ mod tests {
     fn grads_of(values: &[f32]) -> Gradients {
         let var = Var::new(values, &Device::Cpu).unwrap();
         let idle = Var::new(&[0f32], &Device::Cpu).unwrap();
-        let mut grads = Gradients::new([("w".to_string(), var.clone()), ("idle".to_string(), idle)]);
+        let mut grads =
+            Gradients::new([("w".to_string(), var.clone()), ("idle".to_string(), idle)]);
         let loss = var.sqr().unwrap().sum_all().unwrap();
         grads.accumulate(loss.backward().unwrap()).unwrap();
         grads
@@ -104,7 +116,10 @@ mod tests {
     fn the_norm_is_the_root_of_the_sum_of_squares() {
         let norms = norms(&grads_of(&[1.5, 2.0])).unwrap();
         assert!((norms.global - 5.0).abs() < 1e-12);
-        assert_eq!(norms.per_param, [("w".to_string(), Some(5.0)), ("idle".to_string(), None)]);
+        assert_eq!(
+            norms.per_param,
+            [("w".to_string(), Some(5.0)), ("idle".to_string(), None)]
+        );
         assert_eq!(norms.uncovered(), ["idle (none)"]);
     }
 
@@ -130,7 +145,10 @@ mod tests {
         let values: Vec<f32> = (0..300_001).map(|i| (i as f32 * 0.37).sin()).collect();
         let tensor = Tensor::new(values, &Device::Cpu).unwrap();
         let with = |threads| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()
+                .unwrap();
             pool.install(|| sum_of_squares(&tensor).unwrap())
         };
         assert_eq!(with(1).to_bits(), with(3).to_bits());

@@ -21,14 +21,22 @@ struct Entry {
 impl Gradients {
     /// No gradients yet, for these parameters.
     pub fn new(params: impl IntoIterator<Item = (String, Var)>) -> Self {
-        let entries = params.into_iter().map(|(name, var)| Entry { name, var, grad: None });
-        Self { entries: entries.collect() }
+        let entries = params.into_iter().map(|(name, var)| Entry {
+            name,
+            var,
+            grad: None,
+        });
+        Self {
+            entries: entries.collect(),
+        }
     }
 
     /// Adds what one backward pass left; the caller has divided the loss by the number of micro-batches.
     pub fn accumulate(&mut self, mut store: GradStore) -> Result<()> {
         for entry in &mut self.entries {
-            let Some(new) = store.remove(&entry.var) else { continue };
+            let Some(new) = store.remove(&entry.var) else {
+                continue;
+            };
             entry.grad = Some(match entry.grad.take() {
                 Some(sum) => (sum + new)?,
                 None => new.contiguous()?,
@@ -39,12 +47,18 @@ impl Gradients {
 
     /// Name and gradient of each parameter; `None` where no backward pass reached it.
     pub fn iter(&self) -> impl Iterator<Item = (&str, Option<&Tensor>)> {
-        self.entries.iter().map(|entry| (entry.name.as_str(), entry.grad.as_ref()))
+        self.entries
+            .iter()
+            .map(|entry| (entry.name.as_str(), entry.grad.as_ref()))
     }
 
     /// The gradient of one parameter.
     pub fn get(&self, name: &str) -> Option<&Tensor> {
-        self.entries.iter().find(|entry| entry.name == name)?.grad.as_ref()
+        self.entries
+            .iter()
+            .find(|entry| entry.name == name)?
+            .grad
+            .as_ref()
     }
 
     /// Multiplies every gradient by `factor`.
@@ -78,7 +92,10 @@ mod tests {
             grads.accumulate(loss.backward().unwrap()).unwrap();
         }
         grads.scale(0.5).unwrap();
-        assert_eq!(grads.get("a").unwrap().to_vec1::<f32>().unwrap(), [3.0, 3.0]);
+        assert_eq!(
+            grads.get("a").unwrap().to_vec1::<f32>().unwrap(),
+            [3.0, 3.0]
+        );
         assert!(grads.get("b").is_none());
         grads.clear();
         assert!(grads.get("a").is_none());

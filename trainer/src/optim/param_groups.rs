@@ -25,9 +25,23 @@ pub fn spared_from_decay(name: &str, n_dims: usize) -> bool {
 ///
 /// * `params`: name and variable, in registration order, which each group keeps.
 /// * `weight_decay`: decay of the second group; the papers use 0.05.
-pub fn param_groups(params: impl IntoIterator<Item = (String, Var)>, weight_decay: f64) -> [ParamGroup; 2] {
-    let (spared, decayed) = params.into_iter().partition(|(name, var)| spared_from_decay(name, var.rank()));
-    [ParamGroup { weight_decay: 0.0, params: spared }, ParamGroup { weight_decay, params: decayed }]
+pub fn param_groups(
+    params: impl IntoIterator<Item = (String, Var)>,
+    weight_decay: f64,
+) -> [ParamGroup; 2] {
+    let (spared, decayed) = params
+        .into_iter()
+        .partition(|(name, var)| spared_from_decay(name, var.rank()));
+    [
+        ParamGroup {
+            weight_decay: 0.0,
+            params: spared,
+        },
+        ParamGroup {
+            weight_decay,
+            params: decayed,
+        },
+    ]
 }
 
 #[cfg(test)]
@@ -55,7 +69,13 @@ mod tests {
             ("norm.weight".to_string(), var(&[4])),
         ];
         let [spared, decayed] = param_groups(params, 0.05);
-        let names = |group: &ParamGroup| group.params.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+        let names = |group: &ParamGroup| {
+            group
+                .params
+                .iter()
+                .map(|(name, _)| name.clone())
+                .collect::<Vec<_>>()
+        };
         assert_eq!(names(&spared), ["b.bias", "norm.weight"]);
         assert_eq!(names(&decayed), ["cls_token", "a.weight"]);
         assert_eq!((spared.weight_decay, decayed.weight_decay), (0.0, 0.05));

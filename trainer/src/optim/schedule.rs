@@ -66,8 +66,16 @@ impl Schedule {
     /// * `first`: the first micro-batch that the step sees.
     /// * `before`: the last micro-batch of the step before it; `None` for the first step of a run.
     /// * `batches_per_epoch`: micro-batches in an epoch.
-    pub fn in_force(&self, order: LrOrder, first: Place, before: Option<Place>, batches_per_epoch: u64) -> f64 {
-        let at = |place: Place| self.at_epoch(place.idx as f64 / batches_per_epoch as f64 + place.epoch as f64);
+    pub fn in_force(
+        &self,
+        order: LrOrder,
+        first: Place,
+        before: Option<Place>,
+        batches_per_epoch: u64,
+    ) -> f64 {
+        let at = |place: Place| {
+            self.at_epoch(place.idx as f64 / batches_per_epoch as f64 + place.epoch as f64)
+        };
         match (order, before) {
             (LrOrder::Standard, _) => at(first),
             (LrOrder::Reference, None) => self.lr,
@@ -77,10 +85,24 @@ impl Schedule {
 
     /// The rate of optimizer step `step` (from 0) when each step takes the next `accum_steps` micro-batches
     /// of one endless stream, so that a step may straddle two epochs and no micro-batch is left over.
-    pub fn at_step(&self, order: LrOrder, step: u64, accum_steps: u64, batches_per_epoch: u64) -> f64 {
-        let place = |micro: u64| Place { epoch: micro / batches_per_epoch, idx: micro % batches_per_epoch };
+    pub fn at_step(
+        &self,
+        order: LrOrder,
+        step: u64,
+        accum_steps: u64,
+        batches_per_epoch: u64,
+    ) -> f64 {
+        let place = |micro: u64| Place {
+            epoch: micro / batches_per_epoch,
+            idx: micro % batches_per_epoch,
+        };
         let first = step * accum_steps;
-        self.in_force(order, place(first), first.checked_sub(1).map(place), batches_per_epoch)
+        self.in_force(
+            order,
+            place(first),
+            first.checked_sub(1).map(place),
+            batches_per_epoch,
+        )
     }
 }
 
@@ -92,7 +114,12 @@ mod tests {
     /// The published ImageNet recipe: 2048 pairs, base_lr 1e-4, 400 epochs, 5 % warm-up.
     fn paper() -> Schedule {
         let warmup_epochs = warmup_epochs(0.05, 400) as f64;
-        Schedule { lr: scaled_lr(1e-4, 2048), min_lr: 0.0, warmup_epochs, epochs: 400.0 }
+        Schedule {
+            lr: scaled_lr(1e-4, 2048),
+            min_lr: 0.0,
+            warmup_epochs,
+            epochs: 400.0,
+        }
     }
 
     #[test]
@@ -100,15 +127,30 @@ mod tests {
         let schedule = paper();
         assert_eq!(schedule.warmup_epochs, 20.0);
         assert!((schedule.lr - 8e-4).abs() < 1e-18);
-        for (epoch, lr) in [(0.0, 0.0), (10.0, 4e-4), (20.0, 8e-4), (210.0, 4e-4), (400.0, 0.0)] {
-            assert!((schedule.at_epoch(epoch) - lr).abs() < 1e-15, "lr({epoch}) = {}", schedule.at_epoch(epoch));
+        for (epoch, lr) in [
+            (0.0, 0.0),
+            (10.0, 4e-4),
+            (20.0, 8e-4),
+            (210.0, 4e-4),
+            (400.0, 0.0),
+        ] {
+            assert!(
+                (schedule.at_epoch(epoch) - lr).abs() < 1e-15,
+                "lr({epoch}) = {}",
+                schedule.at_epoch(epoch)
+            );
         }
         assert_eq!(warmup_epochs(0.05, 10), 0);
     }
 
     #[test]
     fn the_reference_order_starts_at_the_peak_and_lags_by_one() {
-        let schedule = Schedule { lr: 1e-3, min_lr: 0.0, warmup_epochs: 1.0, epochs: 4.0 };
+        let schedule = Schedule {
+            lr: 1e-3,
+            min_lr: 0.0,
+            warmup_epochs: 1.0,
+            epochs: 4.0,
+        };
         let reference = |step| schedule.at_step(LrOrder::Reference, step, 1, 5);
         let standard = |step| schedule.at_step(LrOrder::Standard, step, 1, 5);
         assert_eq!(reference(0), 1e-3);
@@ -120,7 +162,12 @@ mod tests {
 
     #[test]
     fn accumulation_takes_the_place_of_the_first_micro_batch_or_of_the_last_before_it() {
-        let schedule = Schedule { lr: 1e-3, min_lr: 0.0, warmup_epochs: 1.0, epochs: 3.0 };
+        let schedule = Schedule {
+            lr: 1e-3,
+            min_lr: 0.0,
+            warmup_epochs: 1.0,
+            epochs: 3.0,
+        };
         assert_eq!(schedule.at_step(LrOrder::Standard, 1, 2, 4), 5e-4);
         assert_eq!(schedule.at_step(LrOrder::Reference, 1, 2, 4), 2.5e-4);
     }

@@ -16,12 +16,20 @@ pub(super) struct Tally {
 impl Tally {
     /// 0 before the first step.
     pub fn pairs_per_s(&self) -> f64 {
-        if self.seconds > 0.0 { self.pairs as f64 / self.seconds } else { 0.0 }
+        if self.seconds > 0.0 {
+            self.pairs as f64 / self.seconds
+        } else {
+            0.0
+        }
     }
 
     /// 0 before the first step.
     pub fn data_wait_pct(&self) -> f64 {
-        if self.seconds > 0.0 { 100.0 * self.waiting_s / self.seconds } else { 0.0 }
+        if self.seconds > 0.0 {
+            100.0 * self.waiting_s / self.seconds
+        } else {
+            0.0
+        }
     }
 
     fn add(&mut self, pairs: u64, seconds: f64, waiting_s: f64) {
@@ -45,7 +53,14 @@ pub(super) struct Clock {
 impl Clock {
     pub fn start() -> Self {
         let (window, session) = Default::default();
-        Self { step_began: Instant::now(), waited: Duration::ZERO, window, session, step_s: None, steps_left: 0 }
+        Self {
+            step_began: Instant::now(),
+            waited: Duration::ZERO,
+            window,
+            session,
+            step_s: None,
+            steps_left: 0,
+        }
     }
 
     pub fn begin_step(&mut self) {
@@ -65,7 +80,9 @@ impl Clock {
         let seconds = self.step_began.elapsed().as_secs_f64();
         self.window.add(pairs, seconds, self.waited.as_secs_f64());
         self.session.add(pairs, seconds, self.waited.as_secs_f64());
-        self.step_s = Some(self.step_s.map_or(seconds, |past| SMOOTHING * past + (1.0 - SMOOTHING) * seconds));
+        self.step_s = Some(self.step_s.map_or(seconds, |past| {
+            SMOOTHING * past + (1.0 - SMOOTHING) * seconds
+        }));
         self.steps_left = steps_left;
     }
 
@@ -91,13 +108,18 @@ impl Clock {
 
 /// Seconds since 1970.
 pub(super) fn unix_time_s() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs_f64()
 }
 
 /// The most memory that this process ever held, as Linux tells it (`VmHWM`).
 pub(super) fn peak_memory_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib * 1024)
 }
@@ -119,7 +141,10 @@ mod tests {
         }
         let session = clock.session();
         assert_eq!(session.pairs, 16);
-        assert!(session.seconds < 0.1 && session.waiting_s >= 0.02, "{session:?}");
+        assert!(
+            session.seconds < 0.1 && session.waiting_s >= 0.02,
+            "{session:?}"
+        );
         assert_eq!(clock.eta_s(), 0.0);
         clock.clear_window();
         assert_eq!(clock.window().pairs_per_s(), 0.0);

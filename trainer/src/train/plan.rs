@@ -32,7 +32,10 @@ impl Plan {
         let total_steps = optim.total_steps(batches_per_epoch)?;
         Ok(Self {
             total_steps,
-            last_step: config.run.stop_after.map_or(total_steps, |steps| steps.min(total_steps)),
+            last_step: config
+                .run
+                .stop_after
+                .map_or(total_steps, |steps| steps.min(total_steps)),
             accum_steps: optim.accum_steps,
             batches_per_epoch,
             schedule: optim.schedule(config.effective_batch(), batches_per_epoch),
@@ -42,7 +45,12 @@ impl Plan {
 
     /// The learning rate of a step counted from 1.
     pub fn lr(&self, step: u64) -> f64 {
-        self.schedule.at_step(self.lr_order, step - 1, self.accum_steps, self.batches_per_epoch)
+        self.schedule.at_step(
+            self.lr_order,
+            step - 1,
+            self.accum_steps,
+            self.batches_per_epoch,
+        )
     }
 
     /// Epochs seen after this many steps.
@@ -57,7 +65,10 @@ impl Plan {
             return Ok(());
         }
         let differences = format!("micro-batches in an epoch of the data: {then} -> {now}");
-        Err(Error::ConfigChanged { path: found.dir.clone(), differences })
+        Err(Error::ConfigChanged {
+            path: found.dir.clone(),
+            differences,
+        })
     }
 
     /// Says what is about to run, and warns of what may not be meant.
@@ -73,7 +84,8 @@ impl Plan {
         note(format!("{} on {}", config.name, device::describe(device)));
         let (trainable, frozen) = params.counts();
         let reference = reference_trainable(&config.model);
-        let beside = reference.map(|count| format!("; the reference has {} trainable", grouped(count)));
+        let beside =
+            reference.map(|count| format!("; the reference has {} trainable", grouped(count)));
         note(format!(
             "parameters: {} trainable, {} fixed{}",
             grouped(trainable),
@@ -81,7 +93,11 @@ impl Plan {
             beside.unwrap_or_default()
         ));
         let optim = &config.optim;
-        let scaled = format!("base_lr {:e} x {} / 256", optim.base_lr, config.effective_batch());
+        let scaled = format!(
+            "base_lr {:e} x {} / 256",
+            optim.base_lr,
+            config.effective_batch()
+        );
         note(format!(
             "effective batch {} ({} x {} accumulated), peak lr {:e} ({})",
             config.effective_batch(),
@@ -98,7 +114,9 @@ impl Plan {
             self.schedule.warmup_epochs
         ));
         if reference.is_some_and(|count| count != trainable) {
-            progress(&Progress::Warning("the number of parameters is not the reference's"));
+            progress(&Progress::Warning(
+                "the number of parameters is not the reference's",
+            ));
         }
         for departure in config.departures() {
             progress(&Progress::Warning(&departure));
@@ -109,8 +127,17 @@ impl Plan {
 /// The reference's count, if this is its model.
 fn reference_trainable(model: &ModelConfig) -> Option<usize> {
     let sizes = model.sizes();
-    let encoder = (sizes.embed_dim, sizes.depth, sizes.num_heads, sizes.patch_size);
-    let decoder = (sizes.decoder_embed_dim, sizes.decoder_depth, sizes.decoder_num_heads);
+    let encoder = (
+        sizes.embed_dim,
+        sizes.depth,
+        sizes.num_heads,
+        sizes.patch_size,
+    );
+    let decoder = (
+        sizes.decoder_embed_dim,
+        sizes.decoder_depth,
+        sizes.decoder_num_heads,
+    );
     let same = model.kind == ModelKind::Siamese
         && encoder == EncoderPreset::VitS16.sizes()
         && decoder == (256, 4, 8);
@@ -136,7 +163,10 @@ mod tests {
 
     #[test]
     fn digits_are_grouped() {
-        assert_eq!([0, 999, 1000, 28_201_728].map(grouped), ["0", "999", "1,000", "28,201,728"]);
+        assert_eq!(
+            [0, 999, 1000, 28_201_728].map(grouped),
+            ["0", "999", "1,000", "28,201,728"]
+        );
     }
 
     #[test]

@@ -74,7 +74,10 @@ pub struct Summary {
 
 impl Summary {
     pub(super) fn write(&self, path: &Path) -> Result<()> {
-        let text = serde_json::to_string_pretty(self).map_err(|source| Error::Json { path: path.into(), source })?;
+        let text = serde_json::to_string_pretty(self).map_err(|source| Error::Json {
+            path: path.into(),
+            source,
+        })?;
         fs::write(path, text + "\n").map_err(Error::io(path))
     }
 }

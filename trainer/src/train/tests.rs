@@ -27,11 +27,19 @@ impl Waves {
                 let phase = (x * (index % 5 + 1) + y * (c + 1)) as f64 / 6.0 + index as f64;
                 (127.0 + 120.0 * phase.sin()) as u8
             };
-            let data = (0..48 * 48 * 3).map(|i| wave(i / 3 % 48, i / 3 / 48, i % 3)).collect();
-            let image = Rgb8Image { width: 48, height: 48, data };
+            let data = (0..48 * 48 * 3)
+                .map(|i| wave(i / 3 % 48, i / 3 / 48, i % 3))
+                .collect();
+            let image = Rgb8Image {
+                width: 48,
+                height: 48,
+                data,
+            };
             Bytes::from(jpeg::encode_rgb8(&image, 90).unwrap())
         };
-        Arc::new(Self { pictures: (0..n).map(picture).collect() })
+        Arc::new(Self {
+            pictures: (0..n).map(picture).collect(),
+        })
     }
 }
 
@@ -45,7 +53,11 @@ impl Source for Waves {
     }
 
     fn sample(&self, index: u64) -> shards::Result<Sample> {
-        Ok(Sample { n_frames: 1, label: None, key: format!("wave-{index}") })
+        Ok(Sample {
+            n_frames: 1,
+            label: None,
+            key: format!("wave-{index}"),
+        })
     }
 
     fn picture(&self, index: u64, _frame: u32) -> shards::Result<Bytes> {
@@ -53,13 +65,19 @@ impl Source for Waves {
     }
 
     fn groups(&self) -> shards::Result<Vec<Group>> {
-        Ok(vec![Group { first_sample: 0, n_samples: self.n_samples() }])
+        Ok(vec![Group {
+            first_sample: 0,
+            n_samples: self.n_samples(),
+        }])
     }
 }
 
 /// 22 pictures in batches of 4: 5 batches an epoch, and a rest that is dropped.
 fn tiny() -> TrainConfig {
-    let mut config = TrainConfig { device: "cpu".to_string(), ..TrainConfig::default() };
+    let mut config = TrainConfig {
+        device: "cpu".to_string(),
+        ..TrainConfig::default()
+    };
     config.data.path = "waves".to_string();
     config.data.batch_size = 4;
     config.data.size = 32;
@@ -72,7 +90,11 @@ fn tiny() -> TrainConfig {
     config.model.decoder_depth = Some(1);
     config.model.decoder_num_heads = Some(2);
     config.model.mask_ratio = Some(0.75);
-    config.optim = OptimConfig { lr: Some(2e-3), max_steps: Some(12), ..OptimConfig::default() };
+    config.optim = OptimConfig {
+        lr: Some(2e-3),
+        max_steps: Some(12),
+        ..OptimConfig::default()
+    };
     config.run.log_every = 1;
     config.run.checkpoint_every = Some(5);
     config.run.pictures_every = 0;
@@ -86,7 +108,10 @@ struct Run {
 
 impl Run {
     fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap(), source: Waves::new(22) }
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+            source: Waves::new(22),
+        }
     }
 
     fn path(&self) -> PathBuf {
@@ -107,11 +132,22 @@ impl Run {
         })
     }
 
-    fn train_with(&self, config: &TrainConfig, stop: &Stop, progress: &mut dyn FnMut(&Progress)) -> Result<Summary> {
+    fn train_with(
+        &self,
+        config: &TrainConfig,
+        stop: &Stop,
+        progress: &mut dyn FnMut(&Progress),
+    ) -> Result<Summary> {
         let source = &self.source;
         let open = |start| {
             let source: Arc<dyn Source> = Arc::clone(source) as _;
-            Ok(Loader::from_source(source, &config.data, config.seed, Rank::SINGLE, start)?)
+            Ok(Loader::from_source(
+                source,
+                &config.data,
+                config.seed,
+                Rank::SINGLE,
+                start,
+            )?)
         };
         train_from(config, &open, self.dir.path(), stop, progress)
     }
@@ -131,7 +167,14 @@ impl Run {
     /// Step, loss, rate and gradient norm of every line, to the bit.
     fn record(&self) -> Vec<(u64, u32, u64, u64)> {
         let lines = metrics::read(self.dir.path()).unwrap();
-        let bits = |line: &MetricsLine| (line.step, line.loss.to_bits(), line.lr.to_bits(), line.grad_norm.to_bits());
+        let bits = |line: &MetricsLine| {
+            (
+                line.step,
+                line.loss.to_bits(),
+                line.lr.to_bits(),
+                line.grad_norm.to_bits(),
+            )
+        };
         lines.iter().map(bits).collect()
     }
 
@@ -142,7 +185,10 @@ impl Run {
             let values = tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
             values.into_iter().map(f32::to_bits).collect()
         };
-        let mut weights: Vec<_> = tensors.into_iter().map(|(name, tensor)| (name, bits(tensor))).collect();
+        let mut weights: Vec<_> = tensors
+            .into_iter()
+            .map(|(name, tensor)| (name, bits(tensor)))
+            .collect();
         weights.sort();
         weights
     }
@@ -163,7 +209,10 @@ fn a_run_learns_and_leaves_everything_where_it_says() {
         })
         .unwrap();
     assert_eq!((summary.steps, summary.stopped), (60, false));
-    assert!(summary.last_loss.unwrap() < 0.97 * summary.first_loss.unwrap(), "{summary:?}");
+    assert!(
+        summary.last_loss.unwrap() < 0.97 * summary.first_loss.unwrap(),
+        "{summary:?}"
+    );
     for file in [
         CONFIG_FILE,
         CURVES_FILE,
@@ -177,10 +226,15 @@ fn a_run_learns_and_leaves_everything_where_it_says() {
         assert!(run.path().join(file).is_file(), "{file}");
     }
     assert_eq!(run.record().len(), 60);
-    let written = TrainConfig::from_toml(&fs::read_to_string(run.path().join(CONFIG_FILE)).unwrap()).unwrap();
+    let written =
+        TrainConfig::from_toml(&fs::read_to_string(run.path().join(CONFIG_FILE)).unwrap()).unwrap();
     assert_eq!(written, config.resolved().unwrap());
-    assert!(notes.iter().any(|note| note.contains("effective batch 4")), "{notes:?}");
-    let again: Summary = serde_json::from_slice(&fs::read(run.path().join(SUMMARY_FILE)).unwrap()).unwrap();
+    assert!(
+        notes.iter().any(|note| note.contains("effective batch 4")),
+        "{notes:?}"
+    );
+    let again: Summary =
+        serde_json::from_slice(&fs::read(run.path().join(SUMMARY_FILE)).unwrap()).unwrap();
     assert_eq!(again, summary);
 }
 
@@ -209,7 +263,10 @@ fn stopped_or_killed_anywhere_it_ends_as_if_undisturbed_for_any_number_of_thread
         assert_eq!(killed.record(), record, "killed, {threads} threads");
         assert_eq!(killed.weights(), weights, "killed, {threads} threads");
         let whole = undisturbed.train(&tiny()).unwrap();
-        assert_eq!((summary.first_loss, summary.last_loss), (whole.first_loss, whole.last_loss));
+        assert_eq!(
+            (summary.first_loss, summary.last_loss),
+            (whole.first_loss, whole.last_loss)
+        );
     }
 }
 
@@ -228,7 +285,11 @@ fn accumulation_resumes_and_straddles_epochs() {
     stopped.train(&config).unwrap();
     assert_eq!(stopped.record(), undisturbed.record());
     assert_eq!(stopped.weights(), undisturbed.weights());
-    assert_eq!(f64::from_bits(undisturbed.record()[0].2), 2e-3, "the reference's first step is at the peak");
+    assert_eq!(
+        f64::from_bits(undisturbed.record()[0].2),
+        2e-3,
+        "the reference's first step is at the peak"
+    );
 }
 
 #[test]
@@ -249,7 +310,10 @@ fn a_finished_run_does_nothing_and_says_the_same() {
     let run = Run::new();
     let first = run.train(&tiny()).unwrap();
     let again = run.train(&tiny()).unwrap();
-    assert_eq!((again.steps, again.stopped, again.last_loss), (first.steps, false, first.last_loss));
+    assert_eq!(
+        (again.steps, again.stopped, again.last_loss),
+        (first.steps, false, first.last_loss)
+    );
     assert_eq!(run.record().len(), 12);
 }
 
@@ -261,8 +325,14 @@ fn another_experiment_in_the_same_folder_is_refused() {
     other.optim.weight_decay = 0.1;
     other.model.mask_ratio = Some(0.5);
     let message = run.train(&other).unwrap_err().to_string();
-    assert!(message.contains("model.mask_ratio: 0.75 -> 0.5; optim.weight_decay: 0.05 -> 0.1"), "{message}");
-    let mut smaller = Run { source: Waves::new(16), ..run };
+    assert!(
+        message.contains("model.mask_ratio: 0.75 -> 0.5; optim.weight_decay: 0.05 -> 0.1"),
+        "{message}"
+    );
+    let mut smaller = Run {
+        source: Waves::new(16),
+        ..run
+    };
     let message = smaller.train(&tiny()).unwrap_err().to_string();
     assert!(message.contains("5 -> 4"), "{message}");
     smaller.source = Waves::new(22);
@@ -275,7 +345,9 @@ fn a_damaged_checkpoint_is_warned_of_and_the_one_before_taken() {
     undisturbed.train(&tiny()).unwrap();
     let run = Run::new();
     run.train_until(&tiny(), 7).unwrap();
-    let path = run.path().join("checkpoints/step-00000007/optim.safetensors");
+    let path = run
+        .path()
+        .join("checkpoints/step-00000007/optim.safetensors");
     let mut bytes = fs::read(&path).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 4;
@@ -287,7 +359,10 @@ fn a_damaged_checkpoint_is_warned_of_and_the_one_before_taken() {
         }
     })
     .unwrap();
-    assert!(warnings[0].contains("step-00000007") && warnings[0].contains("optim.safetensors"), "{warnings:?}");
+    assert!(
+        warnings[0].contains("step-00000007") && warnings[0].contains("optim.safetensors"),
+        "{warnings:?}"
+    );
     assert_eq!(run.record(), undisturbed.record());
     assert_eq!(run.weights(), undisturbed.weights());
 }
@@ -300,16 +375,30 @@ fn a_rate_too_high_ends_in_a_named_step_with_named_samples() {
     config.run.checkpoint_every = Some(1);
     let run = Run::new();
     let error = run.train(&config).unwrap_err();
-    let Error::NotFinite { step, keys, last_checkpoint, .. } = &error else { panic!("{error}") };
+    let Error::NotFinite {
+        step,
+        keys,
+        last_checkpoint,
+        ..
+    } = &error
+    else {
+        panic!("{error}")
+    };
     assert!(*step > 1 && keys.contains("wave-"), "{error}");
-    assert!(last_checkpoint.ends_with(&format!("step-{:08}", step - 1)), "{error}");
+    assert!(
+        last_checkpoint.ends_with(&format!("step-{:08}", step - 1)),
+        "{error}"
+    );
     let file = run.path().join(format!("not-finite-step-{step:08}.txt"));
     assert_eq!(fs::read_to_string(file).unwrap().lines().count(), 4);
 }
 
 #[test]
 fn every_method_trains() {
-    for (kind, views) in [(ModelKind::Mae, ViewsKind::Single), (ModelKind::MultiView, ViewsKind::MultiView)] {
+    for (kind, views) in [
+        (ModelKind::Mae, ViewsKind::Single),
+        (ModelKind::MultiView, ViewsKind::MultiView),
+    ] {
         let mut config = tiny();
         config.model.kind = kind;
         config.model.contrastive.projector_hidden_dim = 16;

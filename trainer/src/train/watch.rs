@@ -46,7 +46,10 @@ impl StepLoss {
 
     /// Its terms by name.
     pub fn parts(&self) -> BTreeMap<String, f32> {
-        self.parts.iter().map(|(name, &value)| (name.clone(), value as f32)).collect()
+        self.parts
+            .iter()
+            .map(|(name, &value)| (name.clone(), value as f32))
+            .collect()
     }
 }
 
@@ -78,12 +81,22 @@ impl Losses {
 
     pub fn to_bits(&self) -> LossBits {
         let bits = |loss: &f32| loss.to_bits();
-        LossBits { first: self.first.iter().map(bits).collect(), last: self.last.iter().map(bits).collect() }
+        LossBits {
+            first: self.first.iter().map(bits).collect(),
+            last: self.last.iter().map(bits).collect(),
+        }
     }
 
     pub fn from_bits(bits: &LossBits) -> Self {
-        let losses = |bits: &[u32]| bits.iter().map(|&bits| f32::from_bits(bits)).collect::<Vec<_>>();
-        Self { first: losses(&bits.first), last: losses(&bits.last).into() }
+        let losses = |bits: &[u32]| {
+            bits.iter()
+                .map(|&bits| f32::from_bits(bits))
+                .collect::<Vec<_>>()
+        };
+        Self {
+            first: losses(&bits.first),
+            last: losses(&bits.last).into(),
+        }
     }
 }
 
@@ -94,11 +107,23 @@ fn mean<'a>(values: impl ExactSizeIterator<Item = &'a f32>) -> Option<f32> {
 
 /// # Errors
 /// [`Error::NotFinite`] if the loss of the step is NaN or infinite.
-pub(super) fn check_loss(step: u64, loss: &StepLoss, run_dir: &Path, checkpoints: &Checkpoints) -> Result<()> {
+pub(super) fn check_loss(
+    step: u64,
+    loss: &StepLoss,
+    run_dir: &Path,
+    checkpoints: &Checkpoints,
+) -> Result<()> {
     if loss.total.is_finite() {
         return Ok(());
     }
-    Err(not_finite(step, "the loss".to_string(), loss.total, &loss.keys, run_dir, checkpoints))
+    Err(not_finite(
+        step,
+        "the loss".to_string(),
+        loss.total,
+        &loss.keys,
+        run_dir,
+        checkpoints,
+    ))
 }
 
 /// # Errors
@@ -110,9 +135,18 @@ pub(super) fn check_gradients(
     run_dir: &Path,
     checkpoints: &Checkpoints,
 ) -> Result<()> {
-    let Some((name, norm)) = norms.first_not_finite() else { return Ok(()) };
+    let Some((name, norm)) = norms.first_not_finite() else {
+        return Ok(());
+    };
     let what = format!("the gradient of {name}");
-    Err(not_finite(step, what, norm, &loss.keys, run_dir, checkpoints))
+    Err(not_finite(
+        step,
+        what,
+        norm,
+        &loss.keys,
+        run_dir,
+        checkpoints,
+    ))
 }
 
 /// Every parameter must learn from the first step on: a layer without a backward pass cuts the gradient of all before
@@ -123,7 +157,11 @@ pub(super) fn check_gradients(
 /// [`Error::GradientCoverage`] naming each parameter without a finite gradient other than zero.
 pub(super) fn check_coverage(norms: &GradNorms) -> Result<()> {
     let uncovered = norms.uncovered();
-    if uncovered.is_empty() { Ok(()) } else { Err(Error::GradientCoverage(uncovered.join(", "))) }
+    if uncovered.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::GradientCoverage(uncovered.join(", ")))
+    }
 }
 
 /// Writes the keys of all the step's samples beside the run and names the first of them.
@@ -145,7 +183,13 @@ fn not_finite(
     }
     let last = checkpoints.latest_dir().ok().flatten();
     let last_checkpoint = last.map_or_else(|| "none".to_string(), |dir| dir.display().to_string());
-    Error::NotFinite { step, what, value, keys: named, last_checkpoint }
+    Error::NotFinite {
+        step,
+        what,
+        value,
+        keys: named,
+        last_checkpoint,
+    }
 }
 
 #[cfg(test)]
@@ -158,6 +202,9 @@ mod tests {
         assert_eq!((losses.first_mean(), losses.last_mean()), (None, None));
         (0..25).for_each(|i| losses.push(i as f32));
         let again = Losses::from_bits(&losses.to_bits());
-        assert_eq!((again.first_mean(), again.last_mean()), (Some(4.5), Some(19.5)));
+        assert_eq!(
+            (again.first_mean(), again.last_mean()),
+            (Some(4.5), Some(19.5))
+        );
     }
 }

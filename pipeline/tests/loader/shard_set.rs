@@ -3,7 +3,11 @@
 use std::collections::BTreeMap;
 
 use pipeline::config::{DataConfig, OrderKind, ViewsKind};
+use pipeline::codec::Rgb8Image;
+use pipeline::convert::{self, KineticsOptions};
 use pipeline::loader::{Loader, Rank};
+use pipeline::stop::Stop;
+use pipeline::synth::{self, SynthOptions, frame_number};
 use shards::{
     ClassName, ClipRow, FORMAT_VERSION, FrameRow, ImageRow, Kind, Manifest, ShardEntry, ShardSpec,
     ShardWriter, Skipped, SplitManifest, Store, shard_name,
@@ -197,4 +201,53 @@ fn a_flipped_bit_in_a_picture_costs_one_sample_alone() {
         "{}",
         stats.bad[0].reason
     );
+}
+
+#[test]
+fn pairs_of_converted_clips_show_the_frames_that_their_gap_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let made = SynthOptions { n_classes: 2, clips_per_class: 2, frames: 24, size: 96, ..SynthOptions::default() };
+    synth::write_clips(&dir.path().join("clips"), &made).unwrap();
+    let path = dir.path().join("shards").to_str().unwrap().to_owned();
+    let options = KineticsOptions::default();
+    convert::kinetics(&dir.path().join("clips"), &path, &options, &(), &Stop::new()).unwrap();
+
+    // Crops of the whole frame, so that its number stays legible; flips are undone by trying.
+    let config = DataConfig {
+        path,
+        views: ViewsKind::FramePair,
+        repeated_sampling: 10,
+        size: 96,
+        frame_area: [1.0, 1.0],
+        aspect: [0.01, 0.01],
+        flip_p: 0.5,
+        min_gap: 3,
+        max_gap: 6,
+        ..config(40)
+    };
+    let batch = Loader::new(&config, SEED, Rank::SINGLE, at(0, 0)).unwrap().next_batch().unwrap();
+    let mut gaps = BTreeMap::new();
+    let mut n_flipped = 0;
+    for pair in batch.views.chunks(2 * 96 * 96 * 3) {
+        let (f1, f2) = pair.split_at(pair.len() / 2);
+        let numbers = [false, true].map(|flip| [f1, f2].map(|view| frame_number(&picture_of(view, flip))));
+        let (flipped, [Some(first), Some(second)]) = (match numbers {
+            [[Some(_), Some(_)], _] => (false, numbers[0]),
+            _ => (true, numbers[1]),
+        }) else {
+            panic!("no frame numbers in {numbers:?}");
+        };
+        n_flipped += usize::from(flipped);
+        *gaps.entry(second.checked_sub(first).unwrap()).or_insert(0) += 1;
+    }
+    assert!(gaps.keys().copied().eq(3..6), "{gaps:?}");
+    assert!((8..32).contains(&n_flipped), "{n_flipped} of 40 flipped");
+}
+
+fn picture_of(view: &[u8], flip: bool) -> Rgb8Image {
+    let mut data = view.to_vec();
+    if flip {
+        pipeline::views::augment::flip_horizontal(&mut data, 96);
+    }
+    Rgb8Image { width: 96, height: 96, data }
 }

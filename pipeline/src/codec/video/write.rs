@@ -1,5 +1,6 @@
 //! A clip from frames, for made data and tests.
 
+use std::borrow::Borrow;
 use std::path::Path;
 
 use ffmpeg_next as ffmpeg;
@@ -24,16 +25,17 @@ const GOP_FRAMES: u32 = 12;
 /// * `frames`: all of one size, both sides even (chroma is stored at half size).
 ///
 /// # Errors
-/// [`CodecError::Encode`] for no frames, frames of odd or differing size, or whatever FFmpeg says on the way.
-pub fn write_video<'a>(
+/// The file is unusable after an error. [`CodecError::Encode`] for no frames, frames of odd or differing size, or whatever FFmpeg says on the way.
+pub fn write_video(
     path: &Path,
     fps: u32,
-    frames: impl IntoIterator<Item = &'a Rgb8Image>,
+    frames: impl IntoIterator<Item = impl Borrow<Rgb8Image>>,
 ) -> Result<(), CodecError> {
     let mut frames = frames.into_iter().peekable();
     let (width, height) = frames
         .peek()
-        .map_or((0, 0), |frame| (frame.width, frame.height));
+        .map(|frame| frame.borrow())
+        .map_or((0, 0), |frame: &Rgb8Image| (frame.width, frame.height));
     let refuse = |reason: String| CodecError::Encode {
         format: "MP4",
         width,
@@ -47,9 +49,12 @@ pub fn write_video<'a>(
             "at {fps} frames a second: expected at least one frame, even sides and a rate"
         )));
     }
+    // What else `ffmpeg-next` answers with a panic.
+    let is_name = |name: &&str| !name.contains('\0');
     let name = path
         .to_str()
-        .ok_or_else(|| refuse("the file's name is not UTF-8".to_owned()))?;
+        .filter(is_name)
+        .ok_or_else(|| refuse(format!("the file's name {path:?} is not plain UTF-8")))?;
 
     let mut output = ffmpeg::format::output_as(&format!("file:{name}"), "mp4").map_err(failed)?;
     let time_base = Rational(
@@ -92,6 +97,7 @@ pub fn write_video<'a>(
         Ok(())
     };
     for (number, frame) in frames.enumerate() {
+        let frame: &Rgb8Image = frame.borrow();
         if (frame.width, frame.height) != (width, height)
             || frame.data.len() != width as usize * height as usize * 3
         {

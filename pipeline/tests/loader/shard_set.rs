@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use pipeline::config::{DataConfig, OrderKind, ViewsKind};
 use pipeline::codec::Rgb8Image;
+use pipeline::config::{DataConfig, OrderKind, ViewsKind};
 use pipeline::convert::{self, KineticsOptions};
 use pipeline::loader::{Loader, Rank};
 use pipeline::stop::Stop;
@@ -206,31 +206,48 @@ fn a_flipped_bit_in_a_picture_costs_one_sample_alone() {
 #[test]
 fn pairs_of_converted_clips_show_the_frames_that_their_gap_says() {
     let dir = tempfile::tempdir().unwrap();
-    let made = SynthOptions { n_classes: 2, clips_per_class: 2, frames: 24, size: 96, ..SynthOptions::default() };
+    let made = SynthOptions {
+        n_classes: 2,
+        clips_per_class: 2,
+        frames: 24,
+        size: 96,
+        ..SynthOptions::default()
+    };
     synth::write_clips(&dir.path().join("clips"), &made).unwrap();
     let path = dir.path().join("shards").to_str().unwrap().to_owned();
     let options = KineticsOptions::default();
-    convert::kinetics(&dir.path().join("clips"), &path, &options, &(), &Stop::new()).unwrap();
+    convert::kinetics(
+        &dir.path().join("clips"),
+        &path,
+        &options,
+        &(),
+        &Stop::new(),
+    )
+    .unwrap();
 
-    // Crops of the whole frame, so that its number stays legible; flips are undone by trying.
+    // Crops of the whole frame, whose area alone fits, so that its number stays legible; flips are undone by trying.
     let config = DataConfig {
         path,
         views: ViewsKind::FramePair,
         repeated_sampling: 10,
         size: 96,
         frame_area: [1.0, 1.0],
-        aspect: [0.01, 0.01],
+        aspect: [0.1, 10.0],
         flip_p: 0.5,
         min_gap: 3,
         max_gap: 6,
         ..config(40)
     };
-    let batch = Loader::new(&config, SEED, Rank::SINGLE, at(0, 0)).unwrap().next_batch().unwrap();
+    let batch = Loader::new(&config, SEED, Rank::SINGLE, at(0, 0))
+        .unwrap()
+        .next_batch()
+        .unwrap();
     let mut gaps = BTreeMap::new();
     let mut n_flipped = 0;
     for pair in batch.views.chunks(2 * 96 * 96 * 3) {
         let (f1, f2) = pair.split_at(pair.len() / 2);
-        let numbers = [false, true].map(|flip| [f1, f2].map(|view| frame_number(&picture_of(view, flip))));
+        let numbers =
+            [false, true].map(|flip| [f1, f2].map(|view| frame_number(&picture_of(view, flip))));
         let (flipped, [Some(first), Some(second)]) = (match numbers {
             [[Some(_), Some(_)], _] => (false, numbers[0]),
             _ => (true, numbers[1]),
@@ -249,5 +266,9 @@ fn picture_of(view: &[u8], flip: bool) -> Rgb8Image {
     if flip {
         pipeline::views::augment::flip_horizontal(&mut data, 96);
     }
-    Rgb8Image { width: 96, height: 96, data }
+    Rgb8Image {
+        width: 96,
+        height: 96,
+        data,
+    }
 }

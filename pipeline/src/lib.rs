@@ -8,7 +8,8 @@
 //! 4. [`views`]: what a sample becomes: frames, crops and flips drawn from its key, then cut from the decoded pictures
 //! 5. [`convert`]: sources of pictures and clips to a set of shards
 //! 6. [`loader`]: shards in, batches of views out, by threads that agree on every pixel
-//! 7. [`error`] and [`stop`]: what can go wrong, told apart by what a caller can do about it; the wish to end early
+//! 7. [`synth`]: made pictures, clips and masks with known answers
+//! 8. [`error`] and [`stop`]: what can go wrong, told apart by what a caller can do about it; the wish to end early
 //!
 //! Invariants:
 //!
@@ -23,6 +24,7 @@ pub mod error;
 pub mod loader;
 pub mod rng;
 pub mod stop;
+pub mod synth;
 pub mod views;
 
 pub use error::{Error, Result};

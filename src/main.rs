@@ -56,6 +56,7 @@ enum Verb {
 }
 
 fn main() -> ExitCode {
+    trainer::device::prepare_process(); // before any thread is started
     let cli = Cli::parse();
     let out = Output::new(cli.json, cli.quiet);
     let result = match cli.verb {

@@ -8,10 +8,10 @@ use comfy_table::{Table, presets};
 use pipeline::sheet;
 use serde::Serialize;
 use shards::{Kind, Manifest, ShardSet, Store};
+use trainer::TrainConfig;
 
 use crate::output::{Output, Usage, facts};
 use crate::sizes::human_bytes;
-use crate::train;
 
 /// Side of a contact sheet's cell in pixels.
 const CELL_PX: u32 = 160;
@@ -71,7 +71,7 @@ struct Sample {
 
 /// Runs the verb.
 pub fn run(args: Args, out: &Output) -> Result<ExitCode> {
-    let config = args.config.as_deref().map(|path| train::load(path, &args.overrides)).transpose()?;
+    let config = args.config.as_deref().map(|path| TrainConfig::read(path, &args.overrides)).transpose()?;
     let path = match (&args.path, &config) {
         (Some(path), _) => path.clone(),
         (None, Some(config)) => config.data.path.clone(),

@@ -5,6 +5,7 @@
 
 mod convert;
 mod demo;
+mod exchange;
 mod inspect;
 mod output;
 mod progress;
@@ -46,11 +47,16 @@ enum Verb {
     Verify(verify::Args),
     /// Train a model from shards; a run folder that exists is resumed.
     Train(train::Args),
+    /// Turn another program's checkpoint into one of ours.
+    Import(exchange::ImportArgs),
+    /// Turn a checkpoint into files for timm, PyTorch or Hugging Face.
+    Export(exchange::ExportArgs),
     /// Make a small synthetic set, convert it, train on it, and say where everything is.
     Demo(demo::Args),
 }
 
 fn main() -> ExitCode {
+    trainer::device::prepare_process(); // before any thread is started
     let cli = Cli::parse();
     let out = Output::new(cli.json, cli.quiet);
     let result = match cli.verb {
@@ -58,6 +64,8 @@ fn main() -> ExitCode {
         Verb::Inspect(args) => inspect::run(args, &out),
         Verb::Verify(args) => verify::run(args, &out),
         Verb::Train(args) => train::run(args, &out),
+        Verb::Import(args) => exchange::import(args, &out),
+        Verb::Export(args) => exchange::export(args, &out),
         Verb::Demo(args) => demo::run(args, &out),
     };
     match result {

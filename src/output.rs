@@ -81,7 +81,7 @@ pub fn facts<const N: usize>(rows: [(&str, String); N]) -> String {
     for (name, value) in rows {
         table.add_row([name.to_owned(), value]);
     }
-    table.to_string()
+    table.trim_fmt()
 }
 
 /// Whether the reader of our output has gone (`pairquet inspect … | head`), which is no failure.

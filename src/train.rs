@@ -1,10 +1,9 @@
 //! `pairquet train`: a config and shards in, a run folder out.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use pipeline::Stop;
 use trainer::{Progress, Summary, TrainConfig};
 
@@ -30,7 +29,7 @@ pub struct Args {
 
 /// Runs the verb: exit code 1 if it was stopped before its end.
 pub fn run(args: Args, out: &Output) -> Result<ExitCode> {
-    let config = load(&args.config, &args.set)?;
+    let config = TrainConfig::read(&args.config, &args.set)?;
     if args.print_config {
         let config = config.resolved()?;
         let text = config.to_toml()?;
@@ -42,12 +41,6 @@ pub fn run(args: Args, out: &Output) -> Result<ExitCode> {
     let summary = train(&config, &dir, &stop, out)?;
     out.result(&summary, describe)?;
     Ok(if summary.stopped { ExitCode::FAILURE } else { ExitCode::SUCCESS })
-}
-
-/// Reads a config file and applies `key=value` changes.
-pub fn load(path: &Path, overrides: &[String]) -> Result<TrainConfig> {
-    let text = fs::read_to_string(path).with_context(|| format!("reading the config {}", path.display()))?;
-    TrainConfig::from_toml_with_overrides(&text, overrides).with_context(|| path.display().to_string())
 }
 
 /// Trains with a progress bar; also used by the demo.

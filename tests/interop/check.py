@@ -35,11 +35,11 @@ def check(root):
     column = next(c for c in map(group.column, range(group.num_columns)) if c.path_in_schema == "image.bytes")
     assert column.has_offset_index, "the picture column has no offset index"
 
-    count, keys = duckdb.sql(f"select count(*), count(distinct {key}) from read_parquet({files!r})").fetchone()
+    count, keys = duckdb.sql(f"select count(*), count(distinct {key}) from read_parquet({files!r})").fetchall()[0]
     assert count == rows, (count, rows)
     data, width, height = duckdb.sql(
         f"select image.bytes, width, height from read_parquet({files!r}) using sample 1 rows"
-    ).fetchone()
+    ).fetchall()[0]
     assert decoded_size(data) == (width, height)
 
     dataset = datasets.load_dataset("parquet", data_files=files, split="train")

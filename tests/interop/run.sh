@@ -23,7 +23,7 @@ fi
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 if [ $# -eq 0 ]; then
-    "$program" demo --out "$work/demo" --only shards --quiet
+    "$program" demo --out "$work/demo" --only shards --quiet >/dev/null
     set -- "$work/demo/shards/images" "$work/demo/shards/clips"
 fi
 HF_HOME="$work/hf" HF_DATASETS_OFFLINE=1 HF_HUB_OFFLINE=1 "$venv/bin/python" "$here/check.py" "$@"

@@ -70,6 +70,7 @@ fn a_killed_run_goes_on_bit_for_bit_with_other_threads() {
             }
             child.kill().unwrap();
             child.wait().unwrap();
+            assert!(lines() < STEPS, "{method}: it had ended before it could be killed");
         }
         ok(&strs(&train_args(method, &killed, 3)));
         assert_eq!(figures(&killed), expected, "{method}");

@@ -247,8 +247,8 @@ impl VideoReader {
 
     /// Gives the decoder the next packet of the stream, or word that there are no more.
     fn feed(&mut self) -> Result<(), ffmpeg::Error> {
-        let mut packet = Packet::empty();
         loop {
+            let mut packet = Packet::empty(); // a new one each time: reading does not free what it overwrites
             match packet.read(&mut self.input) {
                 Ok(()) if packet.stream() != self.stream => {}
                 Ok(()) => return self.decoder.send_packet(&packet),

@@ -52,7 +52,7 @@ impl Encoder {
         Ok(Encoder { cls_token, pos_embed, patch_embed, blocks, norm })
     }
 
-    /// Encodes all `patches` `[B, N, P]`; returns `[B, 1 + N, D]`, the class token first.
+    /// Encodes all `patches` `[B, N, P]` (channels first); returns `[B, 1 + N, D]`, the class token first.
     ///
     /// # Errors
     /// If the shapes do not fit.
@@ -64,7 +64,8 @@ impl Encoder {
         self.transform(tokens, pass)
     }
 
-    /// Encodes the kept ones of `patches` `[B, N, P]`; returns `[B, 1 + K, D]`. Removed patches are not even embedded.
+    /// Encodes the kept ones of `patches` `[B, N, P]` (channels first); returns `[B, 1 + K, D]`. Removed patches are not
+    /// even embedded.
     ///
     /// # Errors
     /// If the shapes do not fit.

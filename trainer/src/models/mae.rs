@@ -16,7 +16,7 @@ use crate::nn::linear::Linear;
 use crate::nn::norm::LayerNorm;
 use crate::nn::params::Params;
 use crate::nn::pass::Pass;
-use crate::nn::patch_embed::patchify;
+use crate::nn::patch_embed::{patchify, patchify_channels_first};
 
 /// MAE's decoder: mask tokens and positions, then plain pre-norm blocks over all tokens.
 #[derive(Debug, Clone)]
@@ -107,12 +107,12 @@ impl Mae {
     pub fn forward_masked(&self, views: &Tensor, masking: &Masking, pass: Pass) -> Result<Forward> {
         let sizes = self.config.sizes();
         let [view] = split_views(views, &sizes)?;
-        let patches = patchify(&view, sizes.patch_size)?; // [B, N, P]
+        let patches = patchify_channels_first(&view, sizes.patch_size)?; // [B, N, P]
         let kept = self.encoder.forward_masked(&patches, masking, pass)?; // [B, 1 + K, D]
         let pred = self.decoder.forward(&kept, masking, pass)?; // [B, N, P]
 
         let mask = masking.mask(pred.dtype(), pred.device())?;
-        let target = pixel_targets(&patches, self.config.norm_pix_loss)?;
+        let target = pixel_targets(&patchify(&view, sizes.patch_size)?, self.config.norm_pix_loss)?;
         let loss = masked_patch_mse(&pred, &target, &mask)?;
         Ok(Forward { loss, parts: Vec::new(), pred, mask, target_view: 0 })
     }

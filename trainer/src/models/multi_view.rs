@@ -21,7 +21,7 @@ use crate::nn::linear::Linear;
 use crate::nn::norm::{BatchNorm, unit_length};
 use crate::nn::params::Params;
 use crate::nn::pass::Pass;
-use crate::nn::patch_embed::patchify;
+use crate::nn::patch_embed::{patchify, patchify_channels_first};
 
 /// Linear, batch normalisation, ReLU, linear.
 #[derive(Debug, Clone)]
@@ -139,8 +139,6 @@ impl MultiView {
     pub fn forward_masked(&self, views: &Tensor, masks: [&Masking; 2], pass: Pass) -> Result<Forward> {
         let sizes = self.config.sizes();
         let [first, second] = split_views(views, &sizes)?;
-        let first = patchify(&first, sizes.patch_size)?; // [B, N, P]
-        let second = patchify(&second, sizes.patch_size)?;
         // What each branch sees, and what it must predict.
         let (inputs, targets) = match self.config.targets {
             Targets::Own => ([&first, &second], [&first, &second]),
@@ -150,10 +148,11 @@ impl MultiView {
 
         let branch = |i: usize, view: &'static str| -> Result<Branch> {
             let pass = pass.in_view(view);
-            let encoded = self.encoder.forward_masked(inputs[i], masks[i], pass)?; // [B, 1 + K, D]
+            let patches = patchify_channels_first(inputs[i], sizes.patch_size)?; // [B, N, P]
+            let encoded = self.encoder.forward_masked(&patches, masks[i], pass)?; // [B, 1 + K, D]
             let pred = self.decoder.forward(&encoded, masks[i], pass)?; // [B, N, P]
             let mask = masks[i].mask(pred.dtype(), pred.device())?;
-            let target = pixel_targets(targets[i], self.config.norm_pix_loss)?;
+            let target = pixel_targets(&patchify(targets[i], sizes.patch_size)?, self.config.norm_pix_loss)?;
             let loss = masked_patch_mse(&pred, &target, &mask)?;
             Ok(Branch { encoded, pred, mask, loss })
         };

@@ -17,7 +17,7 @@ use crate::nn::linear::Linear;
 use crate::nn::norm::LayerNorm;
 use crate::nn::params::Params;
 use crate::nn::pass::Pass;
-use crate::nn::patch_embed::patchify;
+use crate::nn::patch_embed::{patchify, patchify_channels_first};
 
 /// The siamese masked autoencoder.
 ///
@@ -70,13 +70,14 @@ impl Siamese {
     pub fn forward_masked(&self, views: &Tensor, masking: &Masking, pass: Pass) -> Result<Forward> {
         let sizes = self.config.sizes();
         let [whole, masked] = split_views(views, &sizes)?;
-        let memory = self.encoder.forward(&patchify(&whole, sizes.patch_size)?, pass.in_view("view1"))?;
-        let patches = patchify(&masked, sizes.patch_size)?; // [B, N, P]
+        let patches = patchify_channels_first(&whole, sizes.patch_size)?; // [B, N, P]
+        let memory = self.encoder.forward(&patches, pass.in_view("view1"))?;
+        let patches = patchify_channels_first(&masked, sizes.patch_size)?; // [B, N, P]
         let kept = self.encoder.forward_masked(&patches, masking, pass.in_view("view2"))?; // [B, 1 + K, D]
         let pred = self.decode(&memory, &kept, masking, pass)?; // [B, N, P]
 
         let mask = masking.mask(pred.dtype(), pred.device())?;
-        let target = pixel_targets(&patches, self.config.norm_pix_loss)?;
+        let target = pixel_targets(&patchify(&masked, sizes.patch_size)?, self.config.norm_pix_loss)?;
         let loss = masked_patch_mse(&pred, &target, &mask)?;
         Ok(Forward { loss, parts: Vec::new(), pred, mask, target_view: 1 })
     }

@@ -19,13 +19,27 @@ pub const CHANNELS: usize = 3;
 ///
 /// Source: MAE, `models_mae.py`, `patchify`.
 pub fn patchify(images: &Tensor, patch_size: usize) -> Result<Tensor> {
+    cut(images, patch_size, (0, 2, 4, 3, 5, 1))
+}
+
+/// The same patches with their values in (channel, row, column) order, the order of a convolution's kernel.
+///
+/// # Errors
+/// As [`patchify`].
+pub fn patchify_channels_first(images: &Tensor, patch_size: usize) -> Result<Tensor> {
+    cut(images, patch_size, (0, 2, 4, 1, 3, 5))
+}
+
+/// `order`: where batch, patch row, patch column and the three axes of a patch are in
+/// (batch, channel, patch row, row, patch column, column).
+fn cut(images: &Tensor, patch_size: usize, order: (usize, usize, usize, usize, usize, usize)) -> Result<Tensor> {
     let p = patch_size;
     match *images.dims() {
         [batch, CHANNELS, height, width] if p > 0 && height.is_multiple_of(p) && width.is_multiple_of(p) => {
             let (rows, columns) = (height / p, width / p);
             Ok(images
                 .reshape((batch, CHANNELS, rows, p, columns, p))?
-                .permute((0, 2, 4, 3, 5, 1))?
+                .permute(order)?
                 .reshape((batch, rows * columns, p * p * CHANNELS))?)
         }
         _ => Err(Error::Shape {
@@ -36,7 +50,8 @@ pub fn patchify(images: &Tensor, patch_size: usize) -> Result<Tensor> {
     }
 }
 
-/// The reference's patch embedding, a convolution whose stride is its kernel, as one matrix product.
+/// The reference's patch embedding, a convolution whose stride is its kernel, as one matrix product. Values are summed
+/// in the kernel's order, so that even the rounding is close to the reference's.
 #[derive(Debug, Clone)]
 pub struct PatchEmbed {
     weight: Tensor,
@@ -58,15 +73,12 @@ impl PatchEmbed {
         })
     }
 
-    /// Patches `[B, K, P]` as [`patchify`] cuts them (any subset) to `[B, K, D]`.
+    /// Patches `[B, K, P]` as [`patchify_channels_first`] cuts them (any subset) to `[B, K, D]`.
     ///
     /// # Errors
     /// If the patches have another size.
     pub fn forward(&self, patches: &Tensor) -> Result<Tensor> {
-        let embed_dim = self.weight.dim(0)?;
-        // The kernel's (channel, row, column) order becomes the patches' (row, column, channel) order.
-        let weight = self.weight.permute((0, 2, 3, 1))?.reshape((embed_dim, ()))?;
-        ops::linear(patches, &weight, &self.bias)
+        ops::linear(patches, &self.weight.flatten_from(1)?, &self.bias)
     }
 }
 
@@ -82,7 +94,7 @@ mod tests {
         let embed = PatchEmbed::new(&mut params, "patch_embed", 4, 5).unwrap();
         let values: Vec<f32> = (0..2 * 3 * 8 * 12).map(|i| ((i * 37) % 101) as f32 / 50.0 - 1.0).collect();
         let images = Tensor::from_vec(values, (2, 3, 8, 12), &Device::Cpu).unwrap();
-        let tokens = embed.forward(&patchify(&images, 4).unwrap()).unwrap(); // [2, 6, 5]
+        let tokens = embed.forward(&patchify_channels_first(&images, 4).unwrap()).unwrap(); // [2, 6, 5]
         let conv = images.conv2d(&embed.weight, 0, 4, 1, 1).unwrap(); // [2, 5, 2, 3]
         let conv = conv.flatten_from(2).unwrap().transpose(1, 2).unwrap();
         let conv = conv.broadcast_add(&embed.bias).unwrap();

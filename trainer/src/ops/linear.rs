@@ -1,0 +1,101 @@
+//! A matrix product with its bias.
+
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+
+use super::kernels;
+use super::matmul::{Threads, View, ViewMut, multiply};
+use super::storage::{slice, tensor_like, with_slice};
+
+/// Rows of one task of the bias' sum. Fixed, so that sums do not depend on the number of threads.
+const ROWS: usize = 256;
+
+/// Arguments: `x` `[.., in]`, `weight` `[out, in]`, `bias` `[out]`.
+pub(super) struct Linear {
+    /// Whether `x` takes a gradient; patches do not.
+    pub needs_dx: bool,
+}
+
+impl CustomOp3 for Linear {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+        bias: &CpuStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (x, weight, bias) = (slice(x, x_layout)?, slice(weight, weight_layout)?, slice(bias, bias_layout)?);
+        let (n_out, n_in) = weight_layout.shape().dims2()?;
+        let rows = x.len() / n_in;
+        let mut y = vec![0f32; rows * n_out];
+        y.par_chunks_mut(ROWS * n_out).for_each(|rows| {
+            for row in rows.chunks_exact_mut(n_out) {
+                row.copy_from_slice(bias);
+            }
+        });
+        let x = View::new(x, rows, n_in, n_in);
+        let weight = View::new(weight, n_out, n_in, n_in);
+        multiply(x, weight.t(), ViewMut { data: &mut y, row_stride: n_out }, 1.0, true, Threads::All);
+        let mut dims = x_layout.dims().to_vec();
+        if let Some(last) = dims.last_mut() {
+            *last = n_out;
+        }
+        Ok((CpuStorage::F32(y), dims.into()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        _y: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let (n_out, n_in) = weight.dims2()?;
+        let rows = x.elem_count() / n_in;
+        let (dx, dweight, dbias) = with_slice(dy, |dy| {
+            let dy_view = View::new(dy, rows, n_out, n_out);
+            let dx = match self.needs_dx {
+                false => None,
+                true => Some(with_slice(weight, |weight| {
+                    let mut dx = vec![0f32; rows * n_in];
+                    let out = ViewMut { data: &mut dx, row_stride: n_in };
+                    multiply(dy_view, View::new(weight, n_out, n_in, n_in), out, 1.0, false, Threads::All);
+                    Ok(dx)
+                })?),
+            };
+            let dweight = with_slice(x, |x| {
+                let mut dweight = vec![0f32; n_out * n_in];
+                let out = ViewMut { data: &mut dweight, row_stride: n_in };
+                multiply(dy_view.t(), View::new(x, rows, n_in, n_in), out, 1.0, false, Threads::All);
+                Ok(dweight)
+            })?;
+            Ok((dx, dweight, sum_of_rows(dy, n_out)))
+        })?;
+        let dx = dx.map(|dx| tensor_like(dx, x)).transpose()?;
+        Ok((dx, Some(tensor_like(dweight, weight)?), Some(tensor_like(dbias, bias)?)))
+    }
+}
+
+/// In a fixed order, whatever the number of threads.
+fn sum_of_rows(rows: &[f32], width: usize) -> Vec<f32> {
+    let partial: Vec<Vec<f32>> = rows
+        .par_chunks(ROWS * width)
+        .map(|rows| {
+            let mut sum = vec![0f32; width];
+            kernels::add_rows(rows, &mut sum);
+            sum
+        })
+        .collect();
+    let mut sum = vec![0f32; width];
+    for part in &partial {
+        kernels::add_rows(part, &mut sum);
+    }
+    sum
+}

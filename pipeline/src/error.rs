@@ -39,6 +39,36 @@ pub enum Error {
         /// What would have been accepted.
         expected: String,
     },
+    /// The shard set cannot be read.
+    #[error(transparent)]
+    Shards(#[from] shards::Error),
+    /// More samples had to be replaced than the limit allows.
+    #[error("{found} bad samples, expected at most {limit}: {}", named.join("; "))]
+    TooManyBad {
+        /// Bad samples met.
+        found: u64,
+        /// The limit.
+        limit: u64,
+        /// The first of them, each with its reason.
+        named: Vec<String>,
+    },
+    /// A loader's thread panicked: a bug.
+    #[error("the {stage} stage of the loader panicked: {message}")]
+    Panic {
+        /// Which stage.
+        stage: &'static str,
+        /// What the panic said.
+        message: String,
+    },
+    /// The loader has failed before and makes no more batches.
+    #[error("the loader has stopped after an earlier error")]
+    LoaderStopped,
+    /// The operating system gave no thread.
+    #[error("starting a loader thread: {source}")]
+    Thread {
+        /// The system's reason.
+        source: std::io::Error,
+    },
 }
 
 impl Error {

@@ -36,6 +36,8 @@ pub enum Purpose {
     Synth = 10,
     /// Any other augmentation of a view.
     Augment = 11,
+    /// Order in which a conversion lays its items out.
+    Layout = 12,
 }
 
 /// Random numbers of one sample for one purpose: ChaCha with 8 rounds, its 256-bit key being the four numbers.

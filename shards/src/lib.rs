@@ -1,1 +1,52 @@
 //! What lies on disk and in the bucket: the shard format, its writer and reader, the manifest, and storage.
+//!
+//! In reading order:
+//! - `schema` and `metadata`: the columns, and what a shard says of itself; `FORMAT.md` beside this crate is the format
+//!   on a page.
+//! - `writer`: rows in, Parquet out.
+//! - `manifest`: what a set consists of.
+//! - `storage`: the one place that opens files and buckets.
+//! - `footer` and `offset_index`, `columns`, `page` (over `levels` and `thrift`): the parts of a shard, from bytes.
+//! - `reader`: a shard's index, built from those parts.
+//! - `set`: a split as one long list of samples.
+//! - `verify`: whether a set is what its manifest says.
+//!
+//! What holds throughout:
+//! - A shard's bytes depend on its rows and its [`ShardSpec`] alone.
+//! - A picture is one range read of about its size, and comes without a copy, checked against its crc32c.
+//! - `footer`, `offset_index`, `columns`, `page` and `reader` perform no I/O.
+//! - Bytes of a file are never trusted: whatever they are, the outcome is a value or an error that names the shard,
+//!   and the memory taken is in proportion to the bytes read.
+
+mod columns;
+mod error;
+mod footer;
+mod levels;
+mod manifest;
+mod metadata;
+mod offset_index;
+mod page;
+mod reader;
+mod schema;
+mod set;
+mod storage;
+mod thrift;
+mod verify;
+mod writer;
+
+pub use columns::ShardColumns;
+pub use error::{Error, Malformed, Result};
+pub use footer::{FooterStep, ShardFooter, tail_range};
+pub use manifest::{MANIFEST_NAME, Manifest, ShardEntry, Skipped, SplitManifest, shard_name};
+pub use metadata::{
+    META_FORMAT, META_HUGGINGFACE, META_KIND, META_OPTIONS, META_PAYLOAD, META_SPLIT, PAYLOAD,
+};
+pub use page::slice_picture;
+pub use reader::{IndexedSample, ShardIndex, index_columns};
+pub use schema::{
+    CREATED_BY, ClassName, ClipRow, Column, FORMAT_VERSION, FrameRow, ImageRow, Kind,
+};
+pub use set::{GroupRef, SampleRef, ShardSet};
+pub use storage::{ObjectWriter, Store, Written};
+pub use verify::{Finding, Progress, VerifyReport, verify, verify_in};
+pub use writer::{MAX_PICTURE_BYTES, MAX_ROW_GROUP_BYTES, ShardCounts, ShardSpec, ShardWriter};

@@ -28,7 +28,9 @@ pub enum Error {
     },
 
     /// A mask ratio leaves no patch to look at.
-    #[error("mask_ratio {mask_ratio} keeps none of {n_patches} patches, expected at least one kept")]
+    #[error(
+        "mask_ratio {mask_ratio} keeps none of {n_patches} patches, expected at least one kept"
+    )]
     NothingKept {
         /// Share of patches removed.
         mask_ratio: f64,
@@ -60,9 +62,9 @@ pub enum Error {
          last good checkpoint: {last_checkpoint}"
     )]
     NotFinite {
-        /// The optimizer step, counted from 0, that would have come next.
+        /// The optimizer step, counted from 1, that was not made.
         step: u64,
-        /// `loss`, or the gradient's parameter.
+        /// The loss, or the gradient of which parameter.
         what: String,
         /// The value met.
         value: f64,
@@ -86,7 +88,9 @@ pub enum Error {
     },
 
     /// The run folder's checkpoint belongs to another experiment.
-    #[error("checkpoint {path} was made with a different config, so the run cannot go on from it: {differences}")]
+    #[error(
+        "checkpoint {path} was made with a different config, so the run cannot go on from it: {differences}"
+    )]
     ConfigChanged {
         /// The checkpoint's folder.
         path: PathBuf,
@@ -120,6 +124,10 @@ pub enum Error {
         /// The encoder's error.
         source: png::EncodingError,
     },
+
+    /// The data could not be opened, or too much of it is bad.
+    #[error(transparent)]
+    Data(#[from] pipeline::error::Error),
 
     /// Tensor arithmetic failed: a bug in a model, or memory that ran out.
     #[error(transparent)]

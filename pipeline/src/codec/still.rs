@@ -1,9 +1,13 @@
 //! Every picture format but JPEG, through the `image` crate, with Pillow's conversions to 8-bit RGB.
+//!
+//! Compared by hand with Pillow 13 on some seventy kinds of file, all equal to the bit but for: TIFF with JPEG inside (one
+//! level); TIFF of palette, YCbCr, grey with alpha, 32-bit whole or floating numbers (unsupported here); PNG without its
+//! last chunk (Pillow reads it, here it is truncated).
 
 use std::io::{Cursor, ErrorKind};
 
 use image::error::ImageError;
-use image::{ColorType, DynamicImage, ExtendedColorType, ImageDecoder, ImageReader, Limits};
+use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
 
 use super::{CodecError, ImageFormat, MAX_PIXELS, Rgb8Image, check_size};
 
@@ -21,8 +25,10 @@ pub(super) fn decode(bytes: &[u8], format: ImageFormat) -> Result<Rgb8Image, Cod
     let (width, height) = decoder.dimensions();
     check_size(width.into(), height.into())?;
     let stored = decoder.original_color_type();
+    // The colour type in a PNG's first chunk, 0 for grey: the decoder turns a transparent value into an alpha channel.
+    let is_grey = format == ImageFormat::Png && bytes.get(25) == Some(&0);
     let picture = DynamicImage::from_decoder(decoder).map_err(explain)?;
-    let data = to_rgb8(&picture, stored).ok_or_else(|| CodecError::Unsupported {
+    let data = to_rgb8(picture, is_grey).ok_or_else(|| CodecError::Unsupported {
         format: format.to_string(),
         reason: format!("pixels of type {stored:?}"),
     })?;
@@ -47,38 +53,38 @@ pub(super) fn size(bytes: &[u8], format: ImageFormat) -> Result<(u32, u32), Code
 /// grey (its modes `I;16` and `I`) clipped at 255, which makes most such pictures white.
 ///
 /// Returns `None` for sample types that Pillow does not convert.
-fn to_rgb8(picture: &DynamicImage, stored: ExtendedColorType) -> Option<Vec<u8>> {
+fn to_rgb8(picture: DynamicImage, is_grey: bool) -> Option<Vec<u8>> {
     let clip = |value: u16| value.min(255) as u8;
     let high = |value: u16| (value >> 8) as u8;
-    Some(match (picture, picture.color()) {
-        (DynamicImage::ImageRgb8(p), _) => p.as_raw().clone(),
-        (DynamicImage::ImageRgba8(p), _) => p
+    Some(match picture {
+        DynamicImage::ImageRgb8(p) => p.into_raw(),
+        DynamicImage::ImageRgba8(p) => p
             .as_raw()
             .chunks_exact(4)
             .flat_map(|p| [p[0], p[1], p[2]])
             .collect(),
-        (DynamicImage::ImageLuma8(p), _) => p.as_raw().iter().flat_map(|&grey| [grey; 3]).collect(),
-        (DynamicImage::ImageLumaA8(p), _) => {
+        DynamicImage::ImageLuma8(p) => p.as_raw().iter().flat_map(|&grey| [grey; 3]).collect(),
+        DynamicImage::ImageLumaA8(p) => {
             p.as_raw().chunks_exact(2).flat_map(|p| [p[0]; 3]).collect()
         }
-        (DynamicImage::ImageLuma16(p), _) => p
+        DynamicImage::ImageLuma16(p) => p
             .as_raw()
             .iter()
             .flat_map(|&grey| [clip(grey); 3])
             .collect(),
         // Grey with one transparent value is grey to Pillow; grey with an alpha channel is colour.
-        (DynamicImage::ImageLumaA16(p), ColorType::La16) if stored == ExtendedColorType::L16 => p
+        DynamicImage::ImageLumaA16(p) if is_grey => p
             .as_raw()
             .chunks_exact(2)
             .flat_map(|p| [clip(p[0]); 3])
             .collect(),
-        (DynamicImage::ImageLumaA16(p), _) => p
+        DynamicImage::ImageLumaA16(p) => p
             .as_raw()
             .chunks_exact(2)
             .flat_map(|p| [high(p[0]); 3])
             .collect(),
-        (DynamicImage::ImageRgb16(p), _) => p.as_raw().iter().map(|&value| high(value)).collect(),
-        (DynamicImage::ImageRgba16(p), _) => p
+        DynamicImage::ImageRgb16(p) => p.as_raw().iter().map(|&value| high(value)).collect(),
+        DynamicImage::ImageRgba16(p) => p
             .as_raw()
             .chunks_exact(4)
             .flat_map(|p| [high(p[0]), high(p[1]), high(p[2])])
@@ -116,5 +122,127 @@ fn explain(error: ImageError, format: ImageFormat) -> CodecError {
             CodecError::Truncated { format, reason }
         }
         _ => CodecError::Corrupt { format, reason },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use image::{DynamicImage, ImageBuffer, Luma, LumaA, Rgb, Rgba};
+
+    use super::*;
+    use crate::codec::{decode_rgb8, probe};
+
+    fn stored(picture: DynamicImage, format: image::ImageFormat) -> Vec<u8> {
+        let mut bytes = Cursor::new(Vec::new());
+        picture.write_to(&mut bytes, format).unwrap();
+        bytes.into_inner()
+    }
+
+    fn through_png(picture: impl Into<DynamicImage>) -> Vec<u8> {
+        decode_rgb8(&stored(picture.into(), image::ImageFormat::Png))
+            .unwrap()
+            .data
+    }
+
+    #[test]
+    fn every_format_gives_back_its_pixels() {
+        let picture = ImageBuffer::from_fn(7, 5, |x, y| Rgb([x as u8 * 30, y as u8 * 40, 200]));
+        for format in [
+            ImageFormat::Png,
+            ImageFormat::Bmp,
+            ImageFormat::Tiff,
+            ImageFormat::WebP,
+        ] {
+            let bytes = stored(picture.clone().into(), in_crate(format).unwrap());
+            let (info, found) = (probe(&bytes).unwrap(), decode_rgb8(&bytes).unwrap());
+            assert_eq!((info.format, info.width, info.height), (format, 7, 5));
+            assert_eq!(
+                (found.width, found.height, &found.data),
+                (7, 5, picture.as_raw())
+            );
+        }
+        let bytes = stored(picture.into(), image::ImageFormat::Gif);
+        assert_eq!(decode_rgb8(&bytes).unwrap().data.len(), 7 * 5 * 3);
+    }
+
+    #[test]
+    fn conversions_are_pillows() {
+        assert_eq!(
+            through_png(ImageBuffer::from_pixel(1, 1, Luma([7u8]))),
+            [7; 3]
+        );
+        assert_eq!(
+            through_png(ImageBuffer::from_pixel(1, 1, LumaA([7u8, 0]))),
+            [7; 3]
+        );
+        assert_eq!(
+            through_png(ImageBuffer::from_pixel(1, 1, Rgba([1u8, 2, 3, 0]))),
+            [1, 2, 3]
+        );
+        assert_eq!(
+            through_png(ImageBuffer::from_pixel(1, 1, Luma([254u16]))),
+            [254; 3]
+        );
+        assert_eq!(
+            through_png(ImageBuffer::from_pixel(1, 1, Luma([0x1234u16]))),
+            [255; 3]
+        );
+        assert_eq!(
+            through_png(ImageBuffer::from_pixel(1, 1, LumaA([0x1234u16, 0]))),
+            [0x12; 3]
+        );
+        assert_eq!(
+            through_png(ImageBuffer::from_pixel(
+                1,
+                1,
+                Rgb([0x12ffu16, 0x3400, 0xff80])
+            )),
+            [0x12, 0x34, 0xff]
+        );
+        assert_eq!(
+            through_png(ImageBuffer::from_pixel(
+                1,
+                1,
+                Rgba([0x12ffu16, 0x3400, 0xff80, 9])
+            )),
+            [0x12, 0x34, 0xff]
+        );
+    }
+
+    #[test]
+    fn truncation_is_an_error() {
+        let picture = ImageBuffer::from_fn(40, 30, |x, y| {
+            Rgb([x as u8 * 3, y as u8 * 5, (x * y) as u8])
+        });
+        for format in [
+            image::ImageFormat::Png,
+            image::ImageFormat::Gif,
+            image::ImageFormat::Bmp,
+            image::ImageFormat::Tiff,
+            image::ImageFormat::WebP,
+        ] {
+            let bytes = stored(DynamicImage::from(picture.clone()), format);
+            for len in [bytes.len() / 8, bytes.len() / 2, bytes.len() * 9 / 10] {
+                assert!(
+                    decode_rgb8(&bytes[..len]).is_err(),
+                    "{format:?} cut to {len}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn sizes_that_lie_are_refused_before_memory_is_taken() {
+        let mut bytes = stored(
+            ImageBuffer::from_pixel(1, 1, Luma([7u8])).into(),
+            image::ImageFormat::Bmp,
+        );
+        bytes[18..26].copy_from_slice(&[0xff, 0xff, 0, 0, 0xff, 0xff, 0, 0]); // 65535 x 65535
+        assert!(
+            matches!(decode_rgb8(&bytes), Err(CodecError::TooLarge { .. })),
+            "{:?}",
+            decode_rgb8(&bytes)
+        );
+        assert!(matches!(probe(&bytes), Err(CodecError::TooLarge { .. })));
     }
 }

@@ -90,7 +90,8 @@ pub(super) struct Slot {
 pub(super) struct Contents {
     pub(super) batch: Batch,
     pub(super) bad: Vec<BadSample>,
-    pub(super) failure: Option<Error>,
+    /// The first row that failed, and why.
+    pub(super) failure: Option<(usize, Error)>,
     missing: usize,
 }
 
@@ -136,7 +137,15 @@ impl Slot {
                 batch.keys[row] = filling.key;
             }
             // The first failing row speaks for the batch, whichever thread was first.
-            Err(failure) => contents.failure = contents.failure.take().or(Some(failure)),
+            Err(failure) => {
+                if contents
+                    .failure
+                    .as_ref()
+                    .is_none_or(|(first, _)| row < *first)
+                {
+                    contents.failure = Some((row, failure));
+                }
+            }
         }
         contents.missing -= 1;
         contents.missing == 0

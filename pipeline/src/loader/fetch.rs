@@ -62,7 +62,8 @@ pub(super) fn run(shared: &Shared, fetched: &Sender<Delivery>) {
         };
         let outcome = guarded("fetch", || fetch(shared, key))
             .unwrap_or_else(|panic| Err(Trouble::Fatal(panic)));
-        shared.fetch.add_item(watch.lap());
+        shared.fetch.count_item();
+        shared.fetch.add_busy(watch.lap());
         if fetched.send((place, outcome)).is_err() {
             return;
         }

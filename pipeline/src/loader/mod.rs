@@ -211,7 +211,7 @@ impl Loader {
             .bad
             .extend(contents.bad.into_iter().map(|bad| (bad.index, bad)));
         let found = self.handed_out.bad.len() as u64;
-        let failure = contents.failure.or_else(|| {
+        let failure = contents.failure.map(|(_, failure)| failure).or_else(|| {
             let named = || stage::name_some(self.handed_out.bad.values());
             (found > self.max_bad).then(|| Error::TooManyBad {
                 found,

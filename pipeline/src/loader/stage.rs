@@ -38,8 +38,10 @@ pub(super) fn run(shared: &Shared, fetched: &Receiver<Delivery>) {
             sample: made.key.sample,
             key: made.sample.key,
         });
+        // Before the batch may go out, so that the counters never lag behind the batches.
+        shared.compute.count_item();
         shared.window.fill(&place, filling, bad);
-        shared.compute.add_item(watch.lap());
+        shared.compute.add_busy(watch.lap());
     }
 }
 
@@ -104,7 +106,7 @@ impl<'a> Worker<'a> {
         Err(Error::TooManyBad {
             found: bad.len() as u64,
             limit: MAX_SUBSTITUTES as u64,
-            named: name_some(bad),
+            named: name_some(bad.iter()),
         })
     }
 

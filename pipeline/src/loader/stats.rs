@@ -15,9 +15,12 @@ pub(super) struct StageCounters {
 }
 
 impl StageCounters {
-    pub(super) fn add_item(&self, busy: Duration) {
+    pub(super) fn count_item(&self) {
         self.items.fetch_add(1, Ordering::Relaxed);
-        add(&self.busy_ns, busy);
+    }
+
+    pub(super) fn add_busy(&self, worked: Duration) {
+        add(&self.busy_ns, worked);
     }
 
     pub(super) fn add_waiting_in(&self, waited: Duration) {

@@ -1,5 +1,6 @@
 //! A clip from frames, for made data and tests.
 
+use std::borrow::Borrow;
 use std::path::Path;
 
 use ffmpeg_next as ffmpeg;
@@ -25,15 +26,16 @@ const GOP_FRAMES: u32 = 12;
 ///
 /// # Errors
 /// [`CodecError::Encode`] for no frames, frames of odd or differing size, or whatever FFmpeg says on the way.
-pub fn write_video<'a>(
+pub fn write_video(
     path: &Path,
     fps: u32,
-    frames: impl IntoIterator<Item = &'a Rgb8Image>,
+    frames: impl IntoIterator<Item = impl Borrow<Rgb8Image>>,
 ) -> Result<(), CodecError> {
     let mut frames = frames.into_iter().peekable();
     let (width, height) = frames
         .peek()
-        .map_or((0, 0), |frame| (frame.width, frame.height));
+        .map(|frame| frame.borrow())
+        .map_or((0, 0), |frame: &Rgb8Image| (frame.width, frame.height));
     let refuse = |reason: String| CodecError::Encode {
         format: "MP4",
         width,
@@ -92,6 +94,7 @@ pub fn write_video<'a>(
         Ok(())
     };
     for (number, frame) in frames.enumerate() {
+        let frame: &Rgb8Image = frame.borrow();
         if (frame.width, frame.height) != (width, height)
             || frame.data.len() != width as usize * height as usize * 3
         {

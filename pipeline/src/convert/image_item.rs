@@ -1,0 +1,111 @@
+//! One picture: looked at, made smaller if it is to be, and kept.
+
+use shards::ImageRow;
+
+use super::error::{Error, Result};
+use super::options::{Check, ImagenetOptions};
+use super::outcome::{Outcome, Scratch, fault, file_name, pixels};
+use super::source::{Item, Listing, Place};
+use crate::codec::{
+    CodecError, ImageFormat, ImageInfo, Rgb8Image, decode_rgb8, encode_rgb8, probe,
+};
+use crate::views::resize::resize_short_side;
+
+/// Converts one picture.
+///
+/// # Errors
+/// Only what is not the picture's fault: see [`Listing::read`].
+pub(crate) fn convert_image(
+    listing: &Listing,
+    item: &Item,
+    options: &ImagenetOptions,
+    scratch: &mut Scratch,
+) -> Result<Outcome> {
+    if let Place::Absent(path) = &item.place {
+        return Ok(Outcome::skip(
+            item,
+            "no such file",
+            format!("no such file: {}", path.display()),
+        ));
+    }
+    let bytes = listing.read(item)?;
+    let refused = |error| Outcome::refused(item, error);
+    let info = match probe(&bytes) {
+        Ok(info) => info,
+        Err(error) => return refused(error),
+    };
+    let too_large = options
+        .short_side
+        .filter(|&short| info.width.min(info.height) > short);
+    let is_decoded = too_large.is_some() || options.check == Check::Full;
+    if is_decoded && let Err(error) = decode(&bytes, info, scratch) {
+        return refused(error);
+    }
+    let Some(short_side) = too_large else {
+        return Ok(Outcome::Image(ImageRow {
+            key: item.key.to_string(),
+            bytes: bytes.into(),
+            path: file_name(item),
+            label: item.label,
+            width: pixels(info.width),
+            height: pixels(info.height),
+        }));
+    };
+    match reduced(&scratch.image, short_side, options.quality)? {
+        Ok(jpeg) => Ok(Outcome::Image(ImageRow {
+            key: item.key.to_string(),
+            bytes: jpeg.bytes.into(),
+            path: format!("{}.jpg", item.key),
+            label: item.label,
+            width: pixels(jpeg.width),
+            height: pixels(jpeg.height),
+        })),
+        Err(error) => refused(error),
+    }
+}
+
+/// Decodes into the scratch picture.
+fn decode(bytes: &[u8], info: ImageInfo, scratch: &mut Scratch) -> Result<(), CodecError> {
+    match info.format {
+        ImageFormat::Jpeg => scratch.decoder.decode_into(bytes, &mut scratch.image),
+        _ => {
+            scratch.image = decode_rgb8(bytes)?;
+            Ok(())
+        }
+    }
+}
+
+/// A coded picture and its size.
+pub(crate) struct Jpeg {
+    pub bytes: Vec<u8>,
+    pub width: u32,
+    pub height: u32,
+}
+
+/// A picture as JPEG, its short side reduced to `short_side` if it is longer.
+///
+/// # Errors
+/// The outer one is not the picture's fault.
+pub(crate) fn reduced(
+    image: &Rgb8Image,
+    short_side: u32,
+    quality: u8,
+) -> Result<Result<Jpeg, CodecError>> {
+    let smaller;
+    let image = if image.width.min(image.height) > short_side {
+        smaller = resize_short_side(image, short_side)
+            .map_err(|error| Error::Internal(error.to_string()))?;
+        &smaller
+    } else {
+        image
+    };
+    match encode_rgb8(image, quality) {
+        Ok(bytes) => Ok(Ok(Jpeg {
+            bytes,
+            width: image.width,
+            height: image.height,
+        })),
+        Err(error) if fault(&error).is_some() => Ok(Err(error)),
+        Err(error) => Err(Error::Internal(error.to_string())),
+    }
+}

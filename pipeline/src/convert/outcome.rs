@@ -1,0 +1,89 @@
+//! What becomes of one item.
+
+use shards::{ClipRow, ImageRow};
+
+use super::error::Error;
+use super::report::Skipped;
+use super::source::Item;
+use crate::codec::{CodecError, JpegDecoder, Rgb8Image};
+
+/// Memory that a thread uses again and again.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    pub decoder: JpegDecoder,
+    pub image: Rgb8Image,
+}
+
+/// What becomes of one item.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    Image(ImageRow),
+    /// `damage` says what could not be used of the clip.
+    Clip {
+        row: ClipRow,
+        damage: Option<String>,
+    },
+    Skip(Skipped),
+}
+
+impl Outcome {
+    /// Bytes of the pictures.
+    pub fn image_bytes(&self) -> u64 {
+        match self {
+            Self::Image(row) => row.bytes.len() as u64,
+            Self::Clip { row, .. } => row
+                .frames
+                .iter()
+                .map(|frame| frame.bytes.len() as u64)
+                .sum(),
+            Self::Skip(_) => 0,
+        }
+    }
+
+    /// An item that is left out.
+    pub fn skip(item: &Item, fault: &str, reason: String) -> Self {
+        Self::Skip(Skipped {
+            key: item.key.to_string(),
+            fault: fault.to_owned(),
+            reason,
+        })
+    }
+
+    /// An item that a codec refuses.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if it was not the item's fault: a machine without memory must not thin out a set.
+    pub fn refused(item: &Item, error: CodecError) -> Result<Self, Error> {
+        match fault(&error) {
+            Some(fault) => Ok(Self::skip(item, fault, error.to_string())),
+            None => Err(Error::Internal(format!("{}: {error}", item.key))),
+        }
+    }
+}
+
+/// The kind of fault in a word or two; `None` if it is not the data's.
+pub(crate) fn fault(error: &CodecError) -> Option<&'static str> {
+    match error {
+        CodecError::Empty => Some("empty"),
+        CodecError::UnknownFormat { .. } => Some("unknown format"),
+        CodecError::Truncated { .. } => Some("truncated"),
+        CodecError::Corrupt { .. } => Some("corrupt"),
+        CodecError::Unsupported { .. } => Some("unsupported"),
+        CodecError::TooLarge { .. } => Some("too large"),
+        CodecError::Encode { .. } => Some("cannot be encoded"),
+        CodecError::NotAVideo { .. } => Some("not a video"),
+        CodecError::NoVideoStream { .. } => Some("no video stream"),
+        CodecError::TooManyFrames { .. } => Some("too long"),
+        CodecError::Io { .. } | CodecError::Library { .. } => None,
+    }
+}
+
+/// Width or height as the row holds it. Codecs refuse pictures long before this could overflow.
+pub(crate) fn pixels(side: u32) -> i32 {
+    i32::try_from(side).unwrap_or(i32::MAX)
+}
+
+/// Key and ending as one file name.
+pub(crate) fn file_name(item: &Item) -> String {
+    format!("{}{}", item.key, item.extension)
+}

@@ -1,0 +1,8 @@
+//! Whole conversions, from files to shards.
+
+mod clips;
+mod images;
+mod interrupted;
+mod several_runs;
+mod shared_data;
+mod support;

@@ -1,0 +1,200 @@
+//! Loading from shards on disk.
+
+use std::collections::BTreeMap;
+
+use pipeline::config::{DataConfig, OrderKind, ViewsKind};
+use pipeline::loader::{Loader, Rank};
+use shards::{
+    ClassName, ClipRow, FORMAT_VERSION, FrameRow, ImageRow, Kind, Manifest, ShardEntry, ShardSpec,
+    ShardWriter, Skipped, SplitManifest, Store, shard_name,
+};
+
+use crate::source::{HEIGHT, WIDTH, picture};
+use crate::{SEED, at, config, take};
+
+/// A set of two shards with six samples each, in row groups of about two.
+fn write_set(kind: Kind) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path().to_str().unwrap()).unwrap();
+    let class_names = vec![ClassName {
+        id: "n0".into(),
+        name: "thing".into(),
+    }];
+    let row_group_bytes = 2 * picture(0).len() as u64 * if kind == Kind::Clips { 12 } else { 1 };
+    let spec = ShardSpec {
+        kind,
+        split: "train".into(),
+        class_names: class_names.clone(),
+        options: serde_json::Map::new(),
+        row_group_bytes,
+    };
+    let mut split = SplitManifest::default();
+    for shard in 0..2 {
+        let name = shard_name("train", shard, 2);
+        let mut writer = ShardWriter::new(store.create(&name).unwrap(), &spec).unwrap();
+        for sample in shard as u32 * 6..shard as u32 * 6 + 6 {
+            match kind {
+                Kind::Images => writer.push_image(&image(sample)).unwrap(),
+                Kind::Clips => writer.push_clip(&clip(sample)).unwrap(),
+            }
+        }
+        let (out, counts) = writer.finish().unwrap();
+        let written = out.commit().unwrap();
+        split.shards.push(ShardEntry {
+            name,
+            rows: counts.rows,
+            samples: counts.samples,
+            bytes: written.bytes,
+            sha256: written.sha256,
+        });
+    }
+    let splits = BTreeMap::from([("train".to_owned(), split)]);
+    let (options, skipped) = (serde_json::Map::new(), Skipped::default());
+    Manifest {
+        format: FORMAT_VERSION,
+        kind,
+        splits,
+        class_names,
+        options,
+        skipped,
+    }
+    .write(&store)
+    .unwrap();
+    dir
+}
+
+fn image(n: u32) -> ImageRow {
+    let key = format!("image/{n}");
+    let (width, height) = (WIDTH as i32, HEIGHT as i32);
+    ImageRow {
+        path: format!("{key}.jpg"),
+        key,
+        bytes: picture(n),
+        label: Some(0),
+        width,
+        height,
+    }
+}
+
+fn clip(n: u32) -> ClipRow {
+    let (width, height) = (WIDTH as i32, HEIGHT as i32);
+    let frame = |frame| FrameRow {
+        time_us: i64::from(frame) * 40_000,
+        bytes: picture(frame),
+        width,
+        height,
+    };
+    ClipRow {
+        clip: format!("clip/{n}"),
+        label: None,
+        frames: (0..12).map(frame).collect(),
+    }
+}
+
+#[test]
+fn images_load_in_every_order() {
+    let dir = write_set(Kind::Images);
+    let path = dir.path().to_str().unwrap().to_owned();
+    for order in [OrderKind::Full, OrderKind::Blocks, OrderKind::Sequential] {
+        let config = DataConfig {
+            path: path.clone(),
+            order: Some(order),
+            ..config(4)
+        };
+        let mut loader = Loader::new(&config, SEED, Rank::SINGLE, at(0, 0)).unwrap();
+        assert_eq!(loader.batches_per_epoch(), 3);
+        let batches = take(&mut loader, 3);
+        let mut keys: Vec<String> = batches
+            .iter()
+            .flat_map(|batch| batch.keys.clone())
+            .collect();
+        keys.sort();
+        let mut expected: Vec<String> = (0..12).map(|n| format!("image/{n}")).collect();
+        expected.sort();
+        assert_eq!(keys, expected);
+        assert!(
+            batches
+                .iter()
+                .flat_map(|batch| &batch.labels)
+                .all(|&label| label == Some(0))
+        );
+        for batch in &batches {
+            for (sample, key) in batch.keys.iter().enumerate() {
+                let view = &batch.views[sample * 2 * 16 * 16 * 3..][..16 * 16 * 3];
+                let blue = view
+                    .iter()
+                    .skip(2)
+                    .step_by(3)
+                    .map(|&v| f64::from(v))
+                    .sum::<f64>()
+                    / 256.0;
+                assert_eq!(*key, format!("image/{}", (blue / 5.0).round()));
+            }
+        }
+    }
+}
+
+#[test]
+fn clips_load_as_frame_pairs_in_file_addresses_too() {
+    let dir = write_set(Kind::Clips);
+    let path = format!("file://{}", dir.path().to_str().unwrap());
+    let config = DataConfig {
+        path,
+        views: ViewsKind::FramePair,
+        repeated_sampling: 2,
+        ..config(8)
+    };
+    let mut loader = Loader::new(&config, SEED, Rank::SINGLE, at(0, 0)).unwrap();
+    assert_eq!(loader.batches_per_epoch(), 3);
+    let batches = take(&mut loader, 3);
+    let mut visits = BTreeMap::new();
+    for key in batches.iter().flat_map(|batch| &batch.keys) {
+        *visits.entry(key.clone()).or_insert(0) += 1;
+    }
+    assert_eq!(visits.len(), 12);
+    assert!(visits.values().all(|&n| n == 2), "{visits:?}");
+    assert!(
+        batches
+            .iter()
+            .flat_map(|batch| &batch.labels)
+            .all(Option::is_none)
+    );
+}
+
+#[test]
+fn a_flipped_bit_in_a_picture_costs_one_sample_alone() {
+    let dir = write_set(Kind::Images);
+    let shard = dir.path().join(shard_name("train", 0, 2));
+    let mut bytes = std::fs::read(&shard).unwrap();
+    let needle = picture(3);
+    let at_byte = bytes
+        .windows(needle.len())
+        .position(|window| window == needle)
+        .unwrap()
+        + needle.len() / 2;
+    bytes[at_byte] ^= 1;
+    std::fs::write(&shard, bytes).unwrap();
+    let config = DataConfig {
+        path: dir.path().to_str().unwrap().into(),
+        ..config(4)
+    };
+    let mut loader = Loader::new(&config, SEED, Rank::SINGLE, at(0, 0)).unwrap();
+    let batches = take(&mut loader, 3);
+    assert!(
+        batches
+            .iter()
+            .flat_map(|batch| &batch.keys)
+            .all(|key| key != "image/3")
+    );
+    let stats = loader.stats();
+    assert_eq!(stats.bad.len(), 1);
+    assert_eq!(
+        (stats.bad[0].index, stats.bad[0].key.as_str()),
+        (3, "image/3")
+    );
+    assert!(
+        stats.bad[0].reason.contains("row 3"),
+        "{}",
+        stats.bad[0].reason
+    );
+}

@@ -1,0 +1,170 @@
+//! The crate's error type: one variant for each thing a caller can do differently.
+
+/// Result of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What can go wrong with shards, their manifest, and the store they lie in.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The address names a kind of store that this version cannot open.
+    #[error(
+        "{uri}: {scheme} stores are not supported yet, expected a local path or a file:// address"
+    )]
+    UnsupportedStore {
+        /// The address as given.
+        uri: String,
+        /// Its scheme, such as `s3`.
+        scheme: String,
+    },
+    /// The address or path cannot name an object.
+    #[error("{path:?} is not a usable path: {reason}")]
+    BadPath {
+        /// The path as given.
+        path: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// There is no such object.
+    #[error("{path}: not found")]
+    NotFound {
+        /// Full path of the object.
+        path: String,
+    },
+    /// Reading or writing a file failed.
+    #[error("{path}: {source}")]
+    Io {
+        /// Full path of the file.
+        path: String,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
+    /// The store failed.
+    #[error("{path}: {source}")]
+    Store {
+        /// Full path of the object.
+        path: String,
+        /// The store's reason.
+        source: object_store::Error,
+    },
+    /// There is no manifest: not a shard set, or one whose conversion has not finished.
+    #[error("{uri} has no manifest.json: not a shard set, or its conversion has not finished")]
+    Unfinished {
+        /// Address of the set.
+        uri: String,
+    },
+    /// The manifest is there and cannot be used.
+    #[error("{path}: {reason}")]
+    Manifest {
+        /// Full path of the manifest.
+        path: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The set has no such split.
+    #[error("{uri} has no split {split:?}, expected one of {known:?}")]
+    NoSplit {
+        /// Address of the set.
+        uri: String,
+        /// The split asked for.
+        split: String,
+        /// The splits there are.
+        known: Vec<String>,
+    },
+    /// A shard is truncated, foreign or damaged; none of its rows can be trusted.
+    #[error("shard {shard}: {reason}")]
+    Shard {
+        /// File name of the shard.
+        shard: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// One row is damaged; the others may be fine.
+    #[error("shard {shard}, row {row}: {reason}")]
+    Row {
+        /// File name of the shard.
+        shard: String,
+        /// Row of the shard, from 0.
+        row: u64,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// An index beyond the end.
+    #[error("{what} {index} is out of range, expected less than {len}")]
+    OutOfRange {
+        /// What was counted, such as `sample`.
+        what: &'static str,
+        /// The index asked for.
+        index: u64,
+        /// How many there are.
+        len: u64,
+    },
+    /// A row given to the writer cannot be stored.
+    #[error("row {key:?}: {reason}")]
+    Input {
+        /// Key or clip of the row.
+        key: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The Parquet writer failed, mostly because its output did.
+    #[error("writing a shard: {source}")]
+    Write {
+        /// The Parquet writer's reason.
+        source: parquet::errors::ParquetError,
+    },
+    /// The runtime for remote stores could not be started.
+    #[error("starting the storage runtime: {source}")]
+    Runtime {
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
+}
+
+impl Error {
+    /// Whether the fault is one row's alone, so that a reader may skip the sample, count it and go on.
+    pub fn is_bad_sample(&self) -> bool {
+        matches!(self, Error::Row { .. })
+    }
+
+    /// A failed file operation on `path`.
+    pub(crate) fn io(path: &std::path::Path, source: std::io::Error) -> Self {
+        let path = path.display().to_string();
+        match source.kind() {
+            std::io::ErrorKind::NotFound => Error::NotFound { path },
+            _ => Error::Io { path, source },
+        }
+    }
+}
+
+/// Why bytes are not what the format says, before it is known which shard and row they belong to.
+///
+/// The pure readers return it; whoever knows the place turns it into [`Error::Shard`] or [`Error::Row`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Malformed(pub String);
+
+impl Malformed {
+    /// The same fault, laid at the door of a shard.
+    pub fn in_shard(self, shard: &str) -> Error {
+        Error::Shard {
+            shard: shard.to_owned(),
+            reason: self.0,
+        }
+    }
+
+    /// The same fault, laid at the door of one row.
+    pub fn in_row(self, shard: &str, row: u64) -> Error {
+        Error::Row {
+            shard: shard.to_owned(),
+            row,
+            reason: self.0,
+        }
+    }
+}
+
+/// `malformed!("...")` builds a [`Malformed`] from a format string.
+macro_rules! malformed {
+    ($($arg:tt)*) => { $crate::error::Malformed(format!($($arg)*)) };
+}
+pub(crate) use malformed;

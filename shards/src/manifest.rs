@@ -1,0 +1,253 @@
+//! `manifest.json`: what a set consists of. Written last and atomically; a set without it is unfinished.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
+use crate::schema::{ClassName, FORMAT_VERSION, Kind};
+use crate::storage::Store;
+
+/// Name of the manifest within its set.
+pub const MANIFEST_NAME: &str = "manifest.json";
+
+/// What a set consists of.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// Format version of the shards, [`FORMAT_VERSION`].
+    pub format: u32,
+    /// Images or clips.
+    pub kind: Kind,
+    /// The splits by name.
+    pub splits: BTreeMap<String, SplitManifest>,
+    /// The classes, in order of their labels; empty if the set has none.
+    pub class_names: Vec<ClassName>,
+    /// The options of the conversion.
+    pub options: Map<String, Value>,
+    /// What the conversion left out.
+    pub skipped: Skipped,
+}
+
+/// The shards of one split.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SplitManifest {
+    /// In order; the samples of the split are those of the shards, one shard after the other.
+    pub shards: Vec<ShardEntry>,
+}
+
+impl SplitManifest {
+    /// Rows of all shards.
+    pub fn rows(&self) -> u64 {
+        self.shards.iter().map(|shard| shard.rows).sum()
+    }
+
+    /// Samples of all shards.
+    pub fn samples(&self) -> u64 {
+        self.shards.iter().map(|shard| shard.samples).sum()
+    }
+
+    /// Bytes of all shards.
+    pub fn bytes(&self) -> u64 {
+        self.shards.iter().map(|shard| shard.bytes).sum()
+    }
+}
+
+/// One shard.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShardEntry {
+    /// File name beside the manifest, see [`shard_name`].
+    pub name: String,
+    /// Rows: images, or frames.
+    pub rows: u64,
+    /// Samples: images, or clips.
+    pub samples: u64,
+    /// Bytes of the file.
+    pub bytes: u64,
+    /// SHA-256 of the file in lower-case hexadecimal digits.
+    pub sha256: String,
+}
+
+/// What a conversion left out.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Skipped {
+    /// Files that were not converted.
+    pub count: u64,
+    /// How many for each reason.
+    pub by_reason: BTreeMap<String, u64>,
+}
+
+/// `train-00042-of-01024.parquet`, for shard `i` of `n`.
+pub fn shard_name(split: &str, i: usize, n: usize) -> String {
+    format!("{split}-{i:05}-of-{n:05}.parquet")
+}
+
+impl Manifest {
+    /// Reads the manifest of the set in `store`.
+    ///
+    /// # Errors
+    /// [`Error::Unfinished`] if there is none, [`Error::Manifest`] if it cannot be used, or the store's error.
+    pub fn read(store: &Store) -> Result<Self> {
+        let bytes = match store.read(MANIFEST_NAME) {
+            Err(Error::NotFound { .. }) => {
+                return Err(Error::Unfinished {
+                    uri: store.uri().to_owned(),
+                });
+            }
+            read => read?,
+        };
+        Self::parse(&bytes).map_err(|reason| Error::Manifest {
+            path: store.full_path(MANIFEST_NAME),
+            reason,
+        })
+    }
+
+    /// Writes the manifest, which makes the set a finished one.
+    ///
+    /// # Errors
+    /// [`Error::Manifest`] if it contradicts itself, or the store's error.
+    pub fn write(&self, store: &Store) -> Result<()> {
+        let fault = |reason| Error::Manifest {
+            path: store.full_path(MANIFEST_NAME),
+            reason,
+        };
+        self.check().map_err(fault)?;
+        let mut text = serde_json::to_string_pretty(self).map_err(|e| fault(e.to_string()))?;
+        text.push('\n');
+        store.put_atomic(MANIFEST_NAME, text.as_bytes())
+    }
+
+    fn parse(bytes: &[u8]) -> std::result::Result<Self, String> {
+        // The version first: a later format may have fields that this one does not know.
+        #[derive(Deserialize)]
+        struct Version {
+            format: u32,
+        }
+        let Version { format } = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+        if format != FORMAT_VERSION {
+            return Err(format!("format {format}, expected {FORMAT_VERSION}"));
+        }
+        let manifest: Manifest = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+        manifest.check()?;
+        Ok(manifest)
+    }
+
+    /// What a reader relies on; the sums fit 64 bits, because each shard is checked to stay below 2^32 rows.
+    fn check(&self) -> std::result::Result<(), String> {
+        for shard in self.splits.values().flat_map(|split| &split.shards) {
+            let ShardEntry {
+                name,
+                rows,
+                samples,
+                bytes,
+                sha256,
+            } = shard;
+            if name.is_empty() || name.contains(['/', '\\']) || name.starts_with('.') {
+                return Err(format!("shard name {name:?}, expected a file name"));
+            }
+            if *rows > u64::from(u32::MAX)
+                || samples > rows
+                || (self.kind == Kind::Images && samples != rows)
+            {
+                return Err(format!(
+                    "shard {name} of {rows} rows and {samples} samples of {}",
+                    self.kind.as_str()
+                ));
+            }
+            if *bytes > i64::MAX as u64 {
+                return Err(format!("shard {name} of {bytes} bytes"));
+            }
+            if sha256.len() != 64
+                || !sha256
+                    .bytes()
+                    .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+            {
+                return Err(format!(
+                    "shard {name} with sha256 {sha256:?}, expected 64 hexadecimal digits"
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn manifest() -> Manifest {
+        let shard = ShardEntry {
+            name: shard_name("train", 0, 1),
+            rows: 3,
+            samples: 3,
+            bytes: 99,
+            sha256: "0a".repeat(32),
+        };
+        Manifest {
+            format: FORMAT_VERSION,
+            kind: Kind::Images,
+            splits: BTreeMap::from([(
+                "train".to_owned(),
+                SplitManifest {
+                    shards: vec![shard],
+                },
+            )]),
+            class_names: vec![ClassName {
+                id: "n1".to_owned(),
+                name: "tench".to_owned(),
+            }],
+            options: Map::new(),
+            skipped: Skipped {
+                count: 1,
+                by_reason: BTreeMap::from([("not a picture".to_owned(), 1)]),
+            },
+        }
+    }
+
+    #[test]
+    fn a_manifest_reads_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path().to_str().unwrap()).unwrap();
+        assert!(matches!(
+            Manifest::read(&store),
+            Err(Error::Unfinished { .. })
+        ));
+        manifest().write(&store).unwrap();
+        assert_eq!(Manifest::read(&store).unwrap(), manifest());
+    }
+
+    #[test]
+    fn shard_names_sort() {
+        assert_eq!(
+            shard_name("train", 42, 1024),
+            "train-00042-of-01024.parquet"
+        );
+    }
+
+    #[test]
+    fn bad_manifests_name_what_is_wrong() {
+        let refused = |change: &dyn Fn(&mut Value)| {
+            let mut value = serde_json::to_value(manifest()).unwrap();
+            change(&mut value);
+            Manifest::parse(value.to_string().as_bytes()).unwrap_err()
+        };
+        let shard = "/splits/train/shards/0";
+        let set = |field: &'static str, new: Value| {
+            refused(&move |value| value.pointer_mut(shard).unwrap()[field] = new.clone())
+        };
+        assert!(set("name", "../secret".into()).contains("../secret"));
+        assert!(set("name", ".hidden".into()).contains(".hidden"));
+        assert!(set("rows", 4.into()).contains("4 rows"));
+        assert!(set("rows", (1u64 << 40).into()).contains("rows"));
+        assert!(set("bytes", u64::MAX.into()).contains("bytes"));
+        assert!(set("sha256", "0A".repeat(32).into()).contains("sha256"));
+        assert!(refused(&|value| value["format"] = 2.into()).contains("format 2"));
+        assert!(refused(&|value| value["kind"] = "films".into()).contains("films"));
+        assert!(refused(&|value| value["surprise"] = 1.into()).contains("surprise"));
+        assert!(Manifest::parse(b"{\"format\": 1").is_err());
+    }
+}

@@ -1,0 +1,328 @@
+//! A split of a shard set as one long list of samples, each picture one range read away.
+
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use bytes::Bytes;
+
+use crate::columns::ShardColumns;
+use crate::error::{Error, Malformed, Result, malformed};
+use crate::footer::{FooterStep, ShardFooter, tail_range};
+use crate::manifest::{Manifest, ShardEntry};
+use crate::reader::{ShardIndex, index_columns};
+use crate::schema::{ClassName, Column, Kind};
+use crate::storage::Store;
+
+/// A sample of a split.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SampleRef {
+    /// Which shard of the split.
+    pub shard: u32,
+    /// Row of its only or first picture in that shard.
+    pub first_row: u64,
+    /// Its pictures: 1 for an image.
+    pub n_frames: u32,
+    /// Place of its class in [`ShardSet::class_names`].
+    pub label: Option<i32>,
+    /// `key` or `clip`, unique in the split.
+    pub key: String,
+}
+
+/// A row group of a split, in samples.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GroupRef {
+    /// Its first sample, counted over the whole split.
+    pub first_sample: u64,
+    /// Its samples.
+    pub n_samples: u64,
+}
+
+/// A split, opened for reading from many threads at once.
+///
+/// Opening reads the manifest alone. A shard's index is read when one of its samples is first asked for, and kept:
+/// 8 bytes a row, and some 12 bytes and the name a sample.
+pub struct ShardSet {
+    store: Store,
+    split: String,
+    manifest: Manifest,
+    /// Samples before each shard, and those of the whole split at the end.
+    sample_starts: Vec<u64>,
+    shards: Vec<LazyShard>,
+}
+
+struct LazyShard {
+    entry: ShardEntry,
+    index: OnceLock<ShardIndex>,
+    /// Held while the index is read, so that it is read once. A failed read is tried again by the next who asks.
+    loading: Mutex<()>,
+}
+
+impl ShardSet {
+    /// Opens a split of the set at `uri`, a local path or `file://` address.
+    ///
+    /// # Errors
+    /// [`Error::Unfinished`], [`Error::Manifest`], [`Error::NoSplit`], or the store's error.
+    pub fn open(uri: &str, split: &str) -> Result<Self> {
+        Self::open_in(Store::open(uri)?, split)
+    }
+
+    /// Opens a split of the set in `store`.
+    ///
+    /// # Errors
+    /// As [`ShardSet::open`].
+    pub fn open_in(store: Store, split: &str) -> Result<Self> {
+        let manifest = Manifest::read(&store)?;
+        let Some(split_manifest) = manifest.splits.get(split) else {
+            let known = manifest.splits.keys().cloned().collect();
+            return Err(Error::NoSplit {
+                uri: store.uri().to_owned(),
+                split: split.to_owned(),
+                known,
+            });
+        };
+        let mut sample_starts = vec![0];
+        let mut n_samples = 0;
+        for entry in &split_manifest.shards {
+            n_samples += entry.samples;
+            sample_starts.push(n_samples);
+        }
+        let shards = split_manifest.shards.iter().map(LazyShard::new).collect();
+        Ok(ShardSet {
+            store,
+            split: split.to_owned(),
+            sample_starts,
+            shards,
+            manifest,
+        })
+    }
+
+    /// Images or clips.
+    pub fn kind(&self) -> Kind {
+        self.manifest.kind
+    }
+
+    /// Name of the split.
+    pub fn split(&self) -> &str {
+        &self.split
+    }
+
+    /// Samples of the split.
+    pub fn n_samples(&self) -> u64 {
+        self.sample_starts.last().copied().unwrap_or_default()
+    }
+
+    /// Shards of the split.
+    pub fn n_shards(&self) -> u32 {
+        self.shards.len() as u32
+    }
+
+    /// The classes, in order of their labels.
+    pub fn class_names(&self) -> &[ClassName] {
+        &self.manifest.class_names
+    }
+
+    /// The manifest of the whole set.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// What is known of a sample without its pictures.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`], or what reading the shard's index met.
+    pub fn sample(&self, idx: u64) -> Result<SampleRef> {
+        let (shard, within) = self.locate(idx)?;
+        let sample = self.index(shard)?.sample(within)?;
+        let (first_row, n_frames, label) = (sample.first_row, sample.n_frames, sample.label);
+        Ok(SampleRef {
+            shard: shard as u32,
+            first_row,
+            n_frames,
+            label,
+            key: sample.name.to_owned(),
+        })
+    }
+
+    /// Pictures of a sample: 1 for an image.
+    ///
+    /// # Errors
+    /// As [`ShardSet::sample`].
+    pub fn n_frames(&self, idx: u64) -> Result<u32> {
+        let (shard, within) = self.locate(idx)?;
+        Ok(self.index(shard)?.sample(within)?.n_frames)
+    }
+
+    /// The encoded picture of a sample, by one range read, checked against the row's crc32c.
+    ///
+    /// * `frame`: 0 for an image.
+    ///
+    /// # Errors
+    /// [`Error::Row`] if the picture is damaged, [`Error::OutOfRange`], or the store's error.
+    pub fn picture(&self, idx: u64, frame: u32) -> Result<Bytes> {
+        let (shard, within) = self.locate(idx)?;
+        let index = self.index(shard)?;
+        let sample = index.sample(within)?;
+        if frame >= sample.n_frames {
+            return Err(Error::OutOfRange {
+                what: "frame",
+                index: u64::from(frame),
+                len: u64::from(sample.n_frames),
+            });
+        }
+        let row = sample.first_row + u64::from(frame);
+        let page = self
+            .store
+            .read_range(&self.shards[shard].entry.name, index.picture_range(row)?)?;
+        index.picture(row, &page)
+    }
+
+    /// The row groups of the split, in order. Reads the index of every shard.
+    ///
+    /// # Errors
+    /// What reading an index met.
+    pub fn groups(&self) -> Result<Vec<GroupRef>> {
+        let mut groups = Vec::new();
+        for (shard, start) in self
+            .sample_starts
+            .iter()
+            .enumerate()
+            .take(self.shards.len())
+        {
+            let of_shard = self.index(shard)?.groups();
+            groups.extend(of_shard.map(|g| GroupRef {
+                first_sample: start + g.start,
+                n_samples: g.end - g.start,
+            }));
+        }
+        Ok(groups)
+    }
+
+    /// The footer and some columns of a shard, for whoever wants to look at rows; nothing of it is kept.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`], [`Error::Shard`], or the store's error.
+    pub fn columns(&self, shard: u32, columns: &[Column]) -> Result<(ShardFooter, ShardColumns)> {
+        let len = u64::from(self.n_shards());
+        let out_of_range = || Error::OutOfRange {
+            what: "shard",
+            index: u64::from(shard),
+            len,
+        };
+        let LazyShard { entry, .. } = self.shards.get(shard as usize).ok_or_else(out_of_range)?;
+        let footer = read_footer(&self.store, entry)?;
+        let columns = read_columns(&self.store, &footer, entry, columns)?;
+        Ok((footer, columns))
+    }
+
+    /// Bytes of memory that the indexes read so far take.
+    pub fn index_memory_bytes(&self) -> usize {
+        self.shards
+            .iter()
+            .filter_map(|shard| shard.index.get())
+            .map(ShardIndex::memory_bytes)
+            .sum()
+    }
+
+    /// Which shard a sample is in, and its place there.
+    fn locate(&self, idx: u64) -> Result<(usize, u64)> {
+        if idx >= self.n_samples() {
+            return Err(Error::OutOfRange {
+                what: "sample",
+                index: idx,
+                len: self.n_samples(),
+            });
+        }
+        let shard = self.sample_starts.partition_point(|&start| start <= idx) - 1;
+        Ok((shard, idx - self.sample_starts[shard]))
+    }
+
+    fn index(&self, shard: usize) -> Result<&ShardIndex> {
+        let LazyShard {
+            entry,
+            index,
+            loading,
+        } = &self.shards[shard];
+        if let Some(index) = index.get() {
+            return Ok(index);
+        }
+        let _one_at_a_time = loading.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(index) = index.get() {
+            return Ok(index);
+        }
+        let read = read_index(&self.store, self.manifest.kind, entry)?;
+        Ok(index.get_or_init(|| read))
+    }
+}
+
+impl LazyShard {
+    fn new(entry: &ShardEntry) -> Self {
+        LazyShard {
+            entry: entry.clone(),
+            index: OnceLock::new(),
+            loading: Mutex::new(()),
+        }
+    }
+}
+
+/// Reads a shard's index, and checks that it is the shard the manifest speaks of.
+pub(crate) fn read_index(store: &Store, kind: Kind, entry: &ShardEntry) -> Result<ShardIndex> {
+    let footer = read_footer(store, entry)?;
+    check_footer(&footer, kind, entry).map_err(|fault| fault.in_shard(&entry.name))?;
+    let columns = read_columns(store, &footer, entry, index_columns(kind))?;
+    let index = ShardIndex::new(footer, &columns)?;
+    if index.n_samples() != entry.samples {
+        let fault = malformed!(
+            "{} samples, expected {} as in the manifest",
+            index.n_samples(),
+            entry.samples
+        );
+        return Err(fault.in_shard(&entry.name));
+    }
+    Ok(index)
+}
+
+pub(crate) fn check_footer(
+    footer: &ShardFooter,
+    kind: Kind,
+    entry: &ShardEntry,
+) -> std::result::Result<(), Malformed> {
+    if footer.kind() != kind {
+        return Err(malformed!(
+            "a shard of {}, expected {} as in the manifest",
+            footer.kind().as_str(),
+            kind.as_str()
+        ));
+    }
+    if footer.n_rows() != entry.rows {
+        return Err(malformed!(
+            "{} rows, expected {} as in the manifest",
+            footer.n_rows(),
+            entry.rows
+        ));
+    }
+    Ok(())
+}
+
+/// Reads a shard's footer, mostly by one range read.
+pub(crate) fn read_footer(store: &Store, entry: &ShardEntry) -> Result<ShardFooter> {
+    let mut range = tail_range(entry.bytes, entry.rows);
+    loop {
+        let tail = store.read_range(&entry.name, range.clone())?;
+        match ShardFooter::parse(&entry.name, entry.bytes, &tail)? {
+            FooterStep::Done(footer) => return Ok(footer),
+            FooterStep::NeedsMore(more) if more.start < range.start => range = more,
+            FooterStep::NeedsMore(_) => {
+                return Err(malformed!("a footer that wants what it has").in_shard(&entry.name));
+            }
+        }
+    }
+}
+
+pub(crate) fn read_columns(
+    store: &Store,
+    footer: &ShardFooter,
+    entry: &ShardEntry,
+    columns: &[Column],
+) -> Result<ShardColumns> {
+    let chunks = store.read_ranges(&entry.name, &footer.column_ranges(columns))?;
+    footer.decode(columns, &chunks)
+}

@@ -1,0 +1,133 @@
+//! Files that appear whole or not at all: written under another name, flushed to the disk, renamed, and the folder
+//! flushed too, so that after a power cut a name never stands for half a file.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+use tempfile::NamedTempFile;
+
+use crate::error::{Error, Result};
+
+/// What the name of an unfinished file begins with; the final name follows, then a dot and letters by chance.
+const TEMP_PREFIX: &str = ".pairquet-tmp-";
+
+/// Buffer of a writer, so that page headers of a few bytes do not become a system call each.
+const BUFFER_BYTES: usize = 1 << 20;
+
+/// What a committed object is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    /// Bytes of the object.
+    pub bytes: u64,
+    /// SHA-256 of the object in lower-case hexadecimal digits.
+    pub sha256: String,
+}
+
+/// Writes one object. Without [`commit`](Self::commit) nothing remains of it.
+pub struct ObjectWriter {
+    file: BufWriter<NamedTempFile>,
+    target: PathBuf,
+    hasher: Sha256,
+    bytes: u64,
+}
+
+impl ObjectWriter {
+    /// Starts the file `target`; folders that are missing are made.
+    pub(super) fn create(target: &Path) -> Result<Self> {
+        let (folder, name) = folder_and_name(target)?;
+        std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+        let file = new_temp(folder, name).map_err(|e| Error::io(target, e))?;
+        let file = BufWriter::with_capacity(BUFFER_BYTES, file);
+        Ok(ObjectWriter {
+            file,
+            target: target.to_owned(),
+            hasher: Sha256::new(),
+            bytes: 0,
+        })
+    }
+
+    /// Makes the object appear under its name, in place of one that may be there.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; then nothing has appeared.
+    pub fn commit(self) -> Result<Written> {
+        let ObjectWriter {
+            file,
+            target,
+            hasher,
+            bytes,
+        } = self;
+        let io = |e| Error::io(&target, e);
+        let file = file.into_inner().map_err(|e| io(e.into_error()))?;
+        file.as_file().sync_all().map_err(io)?;
+        file.persist(&target).map_err(|e| io(e.error))?;
+        let (folder, _) = folder_and_name(&target)?;
+        File::open(folder)
+            .and_then(|folder| folder.sync_all())
+            .map_err(io)?;
+        Ok(Written {
+            bytes,
+            sha256: hex(&hasher.finalize()),
+        })
+    }
+}
+
+impl Write for ObjectWriter {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let n = self.file.write(bytes)?;
+        self.hasher.update(&bytes[..n]);
+        self.bytes += n as u64;
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file.flush()
+    }
+}
+
+fn folder_and_name(target: &Path) -> Result<(&Path, &str)> {
+    let name = target.file_name().and_then(|name| name.to_str());
+    let parts = target.parent().zip(name);
+    parts.ok_or_else(|| Error::BadPath {
+        path: target.display().to_string(),
+        reason: "expected a file name".to_owned(),
+    })
+}
+
+fn new_temp(folder: &Path, name: &str) -> std::io::Result<NamedTempFile> {
+    let prefix = format!("{TEMP_PREFIX}{name}.");
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(&prefix);
+    #[cfg(unix)]
+    {
+        // Like any new file, not for the owner alone: shards are made by one person and read by a group.
+        use std::os::unix::fs::PermissionsExt;
+        builder.permissions(std::fs::Permissions::from_mode(0o666));
+    }
+    builder.tempfile_in(folder)
+}
+
+/// Whether a path is that of an unfinished file.
+pub(super) fn is_temp(path: &str) -> bool {
+    temp_target(path).is_some()
+}
+
+/// The path that an unfinished file would have had.
+pub(super) fn temp_target(path: &str) -> Option<String> {
+    let (folder, name) = path
+        .rsplit_once('/')
+        .map_or(("", path), |(folder, name)| (folder, name));
+    let (target, _) = name.strip_prefix(TEMP_PREFIX)?.rsplit_once('.')?;
+    Some(if folder.is_empty() {
+        target.to_owned()
+    } else {
+        format!("{folder}/{target}")
+    })
+}
+
+/// Lower-case hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

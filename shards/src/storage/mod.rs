@@ -1,0 +1,305 @@
+//! Storage: the one place that opens files and buckets. Everything goes through `object_store`, except that files on
+//! a disk are written by [`local`], which alone can promise what a crash leaves behind.
+//!
+//! The methods block. For a disk the work is done in the calling thread; other backends share one runtime, which is
+//! started when the first of them is used. None of them may be called from within an asynchronous task.
+
+mod local;
+mod runtime;
+
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::TryStreamExt;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
+
+use crate::error::{Error, Result};
+pub(crate) use local::hex;
+pub use local::{ObjectWriter, Written};
+
+/// A folder on a disk, or a prefix in a bucket. Paths are relative to it, with `/` between their parts.
+#[derive(Clone)]
+pub struct Store {
+    backend: Arc<dyn ObjectStore>,
+    /// What the backend's paths begin with.
+    prefix: Path,
+    /// As it was opened, for messages.
+    uri: String,
+    /// The folder, if this is a disk.
+    folder: Option<PathBuf>,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Store").field(&self.uri).finish()
+    }
+}
+
+impl Store {
+    /// Opens a local path or a `file://` address. The folder need not exist yet.
+    ///
+    /// # Errors
+    /// [`Error::UnsupportedStore`] for any other scheme, [`Error::BadPath`] if the path cannot be used.
+    pub fn open(uri: &str) -> Result<Self> {
+        let bad = |reason: String| Error::BadPath {
+            path: uri.to_owned(),
+            reason,
+        };
+        let prefix = match uri.split_once("://") {
+            None if uri.is_empty() => return Err(bad("an empty path".to_owned())),
+            None => {
+                let absolute = std::path::absolute(uri).map_err(|e| bad(e.to_string()))?;
+                Path::from_absolute_path(absolute).map_err(|e| bad(e.to_string()))?
+            }
+            Some(("file", path)) if path.starts_with('/') => {
+                Path::from_url_path(path).map_err(|e| bad(e.to_string()))?
+            }
+            Some(("file", _)) => {
+                return Err(bad("expected file:// and an absolute path".to_owned()));
+            }
+            Some((scheme, _)) => {
+                return Err(Error::UnsupportedStore {
+                    uri: uri.to_owned(),
+                    scheme: scheme.to_owned(),
+                });
+            }
+        };
+        let disk = LocalFileSystem::new();
+        // An empty path is the root itself, which the store would not name.
+        let folder = if prefix.as_ref().is_empty() {
+            PathBuf::from("/")
+        } else {
+            disk.path_to_filesystem(&prefix)
+                .map_err(|e| bad(e.to_string()))?
+        };
+        Ok(Store {
+            backend: Arc::new(disk),
+            prefix,
+            uri: uri.to_owned(),
+            folder: Some(folder),
+        })
+    }
+
+    /// A store over any backend, which can be read and put to; [`create`](Self::create) needs a disk.
+    ///
+    /// * `uri`: what messages call it.
+    pub fn with_backend(backend: Arc<dyn ObjectStore>, uri: &str) -> Self {
+        Store {
+            backend,
+            prefix: Path::default(),
+            uri: uri.to_owned(),
+            folder: None,
+        }
+    }
+
+    /// The address, as it was opened.
+    pub fn uri(&self) -> &str {
+        &self.uri
+    }
+
+    /// What to call an object in a message.
+    pub fn full_path(&self, path: &str) -> String {
+        format!("{}/{path}", self.uri.trim_end_matches('/'))
+    }
+
+    /// Bytes of an object.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], or the store's error.
+    pub fn size(&self, path: &str) -> Result<u64> {
+        let place = self.place(path)?;
+        let meta = self.wait(self.backend.head(&place))?;
+        Ok(meta.map_err(|e| self.fault(path, e))?.size)
+    }
+
+    /// Whether there is such an object.
+    ///
+    /// # Errors
+    /// The store's error.
+    pub fn exists(&self, path: &str) -> Result<bool> {
+        match self.size(path) {
+            Ok(_) => Ok(true),
+            Err(Error::NotFound { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// All bytes of an object.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], or the store's error.
+    pub fn read(&self, path: &str) -> Result<Bytes> {
+        let place = self.place(path)?;
+        let whole = async { self.backend.get(&place).await?.bytes().await };
+        self.wait(whole)?.map_err(|e| self.fault(path, e))
+    }
+
+    /// A part of an object, by one request.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], or the store's error, also if the object ends before the range does.
+    pub fn read_range(&self, path: &str, range: Range<u64>) -> Result<Bytes> {
+        let mut parts = self.read_ranges(path, std::slice::from_ref(&range))?;
+        parts.pop().ok_or_else(|| self.cut(path, &range, 0))
+    }
+
+    /// Parts of an object; parts that lie beside each other become one request.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], or the store's error, also if the object ends before a range does.
+    pub fn read_ranges(&self, path: &str, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
+        let place = self.place(path)?;
+        let parts = self
+            .wait(self.backend.get_ranges(&place, ranges))?
+            .map_err(|e| self.fault(path, e))?;
+        for (part, range) in parts.iter().zip(ranges) {
+            if part.len() as u64 != range.end - range.start {
+                return Err(self.cut(path, range, part.len()));
+            }
+        }
+        Ok(parts)
+    }
+
+    /// The objects whose path begins with `prefix`, and their bytes, sorted by path. Unfinished files are left out.
+    ///
+    /// # Errors
+    /// The store's error.
+    pub fn list(&self, prefix: &str) -> Result<Vec<(String, u64)>> {
+        let mut found = self.list_all(prefix)?;
+        found.retain(|(path, _)| !local::is_temp(path));
+        Ok(found)
+    }
+
+    fn list_all(&self, prefix: &str) -> Result<Vec<(String, u64)>> {
+        // A store lists whole folders; the rest of the prefix is compared here.
+        let folder = prefix.rsplit_once('/').map_or("", |(folder, _)| folder);
+        let place = if folder.is_empty() {
+            self.prefix.clone()
+        } else {
+            self.place(folder)?
+        };
+        let objects = self.backend.list(Some(&place)).try_collect::<Vec<_>>();
+        let objects = self.wait(objects)?.map_err(|e| self.fault(prefix, e))?;
+        let relative = |path: &Path| {
+            Some(
+                Path::from_iter(path.prefix_match(&self.prefix)?)
+                    .as_ref()
+                    .to_owned(),
+            )
+        };
+        let mut found: Vec<(String, u64)> = objects
+            .into_iter()
+            .filter_map(|object| Some((relative(&object.location)?, object.size)))
+            .collect();
+        found.retain(|(path, _)| {
+            path.starts_with(prefix)
+                || local::temp_target(path).is_some_and(|t| t.starts_with(prefix))
+        });
+        found.sort();
+        Ok(found)
+    }
+
+    /// Removes an object.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], or the store's error.
+    pub fn delete(&self, path: &str) -> Result<()> {
+        let place = self.place(path)?;
+        self.wait(self.backend.delete(&place))?
+            .map_err(|e| self.fault(path, e))
+    }
+
+    /// Writes a whole object; whoever reads sees the old one or the new one, also after a crash.
+    ///
+    /// # Errors
+    /// The store's error.
+    pub fn put_atomic(&self, path: &str, bytes: &[u8]) -> Result<()> {
+        if self.folder.is_some() {
+            use std::io::Write;
+            let mut writer = self.create(path)?;
+            writer.write_all(bytes).map_err(|e| Error::Io {
+                path: self.full_path(path),
+                source: e,
+            })?;
+            return writer.commit().map(drop);
+        }
+        let place = self.place(path)?;
+        let payload = PutPayload::from(Bytes::copy_from_slice(bytes));
+        self.wait(self.backend.put(&place, payload))?
+            .map(drop)
+            .map_err(|e| self.fault(path, e))
+    }
+
+    /// Starts an object that appears when it is committed, and not before.
+    ///
+    /// # Errors
+    /// [`Error::UnsupportedStore`] if this is not a disk, or the operating system's error.
+    pub fn create(&self, path: &str) -> Result<ObjectWriter> {
+        self.place(path)?;
+        match &self.folder {
+            Some(folder) => ObjectWriter::create(&folder.join(path)),
+            None => Err(Error::UnsupportedStore {
+                uri: self.uri.clone(),
+                scheme: self.backend.to_string(),
+            }),
+        }
+    }
+
+    /// Removes what killed programs left of objects whose path begins with `prefix`, and says how many there were.
+    ///
+    /// Whoever calls it answers for there being no living writer under the prefix.
+    ///
+    /// # Errors
+    /// The store's error.
+    pub fn remove_stale_temps(&self, prefix: &str) -> Result<usize> {
+        let mut found = self.list_all(prefix)?;
+        found.retain(|(path, _)| local::is_temp(path));
+        for (path, _) in &found {
+            self.delete(path)?;
+        }
+        Ok(found.len())
+    }
+
+    fn place(&self, path: &str) -> Result<Path> {
+        let bad = |reason: String| Error::BadPath {
+            path: path.to_owned(),
+            reason,
+        };
+        let relative = Path::parse(path).map_err(|e| bad(e.to_string()))?;
+        if relative.as_ref().is_empty() {
+            return Err(bad("an empty path".to_owned()));
+        }
+        Ok(self.prefix.parts().chain(relative.parts()).collect())
+    }
+
+    fn wait<F: Future>(&self, work: F) -> Result<F::Output> {
+        match self.folder {
+            Some(_) => Ok(futures::executor::block_on(work)),
+            None => Ok(runtime::shared()?.block_on(work)),
+        }
+    }
+
+    fn fault(&self, path: &str, source: object_store::Error) -> Error {
+        let path = self.full_path(path);
+        match source {
+            object_store::Error::NotFound { .. } => Error::NotFound { path },
+            source => Error::Store { path, source },
+        }
+    }
+
+    fn cut(&self, path: &str, range: &Range<u64>, found: usize) -> Error {
+        let reason = format!(
+            "{found} bytes at {}, expected {}",
+            range.start,
+            range.end - range.start
+        );
+        Error::Io {
+            path: self.full_path(path),
+            source: std::io::Error::new(std::io::ErrorKind::UnexpectedEof, reason),
+        }
+    }
+}

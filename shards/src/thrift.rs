@@ -1,0 +1,250 @@
+//! The part of Thrift's compact protocol that page headers and offset indexes need.
+//!
+//! Input is hostile: every length is checked against the bytes that are left, and nothing is allocated.
+
+use crate::error::{Malformed, malformed};
+
+/// Deepest nesting that [`Cursor::skip`] follows; Parquet's own structures stay below 6.
+const MAX_DEPTH: u32 = 16;
+
+/// Type codes of the compact protocol.
+pub(crate) mod wire {
+    pub(crate) const TRUE: u8 = 1;
+    pub(crate) const FALSE: u8 = 2;
+    pub(crate) const BYTE: u8 = 3;
+    pub(crate) const I16: u8 = 4;
+    pub(crate) const I32: u8 = 5;
+    pub(crate) const I64: u8 = 6;
+    pub(crate) const DOUBLE: u8 = 7;
+    pub(crate) const BINARY: u8 = 8;
+    pub(crate) const LIST: u8 = 9;
+    pub(crate) const SET: u8 = 10;
+    pub(crate) const MAP: u8 = 11;
+    pub(crate) const STRUCT: u8 = 12;
+}
+
+/// A place in a buffer.
+pub(crate) struct Cursor<'a> {
+    bytes: &'a [u8],
+    position: usize,
+}
+
+/// A field's header: its id and the type of the value that follows.
+pub(crate) struct Field {
+    pub(crate) id: i16,
+    pub(crate) wire_type: u8,
+}
+
+impl<'a> Cursor<'a> {
+    pub(crate) fn new(bytes: &'a [u8]) -> Self {
+        Cursor { bytes, position: 0 }
+    }
+
+    /// Bytes read so far.
+    pub(crate) fn position(&self) -> usize {
+        self.position
+    }
+
+    fn remaining(&self) -> usize {
+        self.bytes.len() - self.position
+    }
+
+    fn byte(&mut self) -> Result<u8, Malformed> {
+        let byte = self
+            .bytes
+            .get(self.position)
+            .copied()
+            .ok_or_else(|| self.cut())?;
+        self.position += 1;
+        Ok(byte)
+    }
+
+    /// The next `n` bytes.
+    pub(crate) fn take(&mut self, n: usize) -> Result<&'a [u8], Malformed> {
+        let end = self.position.checked_add(n).ok_or_else(|| self.cut())?;
+        let taken = self
+            .bytes
+            .get(self.position..end)
+            .ok_or_else(|| self.cut())?;
+        self.position = end;
+        Ok(taken)
+    }
+
+    fn cut(&self) -> Malformed {
+        malformed!(
+            "metadata ends after {} bytes, in the middle of a value",
+            self.bytes.len()
+        )
+    }
+
+    /// An unsigned number of 7 bits a byte, low bits first.
+    pub(crate) fn varint(&mut self) -> Result<u64, Malformed> {
+        let mut value = 0u64;
+        for shift in (0..64).step_by(7) {
+            let byte = self.byte()?;
+            value |= u64::from(byte & 0x7f) << shift;
+            if byte & 0x80 == 0 {
+                return Ok(value);
+            }
+        }
+        Err(malformed!(
+            "a number of more than 10 bytes at byte {} of the metadata",
+            self.position
+        ))
+    }
+
+    /// A signed number, its sign in the lowest bit.
+    pub(crate) fn zigzag(&mut self) -> Result<i64, Malformed> {
+        let value = self.varint()?;
+        Ok((value >> 1).cast_signed() ^ -(value & 1).cast_signed())
+    }
+
+    /// A signed number of 32 bits.
+    pub(crate) fn zigzag_i32(&mut self) -> Result<i32, Malformed> {
+        let value = self.zigzag()?;
+        i32::try_from(value).map_err(|_| malformed!("{value} in the metadata, expected 32 bits"))
+    }
+
+    /// The next field of a structure, or `None` at its end. `last_id` starts at 0 for each structure.
+    pub(crate) fn field(&mut self, last_id: &mut i16) -> Result<Option<Field>, Malformed> {
+        let header = self.byte()?;
+        if header == 0 {
+            return Ok(None);
+        }
+        let id = match header >> 4 {
+            0 => self.zigzag()?,
+            delta => i64::from(*last_id) + i64::from(delta),
+        };
+        let id = i16::try_from(id)
+            .map_err(|_| malformed!("field {id} in the metadata, expected 16 bits"))?;
+        *last_id = id;
+        Ok(Some(Field {
+            id,
+            wire_type: header & 0x0f,
+        }))
+    }
+
+    /// A list's element type and length; the length is no more than the bytes left, as no element takes less than one.
+    pub(crate) fn list(&mut self) -> Result<(u8, usize), Malformed> {
+        let header = self.byte()?;
+        let len = match header >> 4 {
+            15 => self.varint()?,
+            short => u64::from(short),
+        };
+        match usize::try_from(len) {
+            Ok(len) if len <= self.remaining() => Ok((header & 0x0f, len)),
+            _ => Err(malformed!(
+                "a list of {len} with {} bytes of metadata left",
+                self.remaining()
+            )),
+        }
+    }
+
+    /// Passes over a field's value.
+    pub(crate) fn skip(&mut self, wire_type: u8) -> Result<(), Malformed> {
+        match wire_type {
+            wire::TRUE | wire::FALSE => Ok(()), // the field's type is its value
+            _ => self.skip_value(wire_type, MAX_DEPTH),
+        }
+    }
+
+    fn skip_value(&mut self, wire_type: u8, depth: u32) -> Result<(), Malformed> {
+        let Some(depth) = depth.checked_sub(1) else {
+            return Err(malformed!("metadata nested deeper than {MAX_DEPTH}"));
+        };
+        match wire_type {
+            wire::TRUE | wire::FALSE | wire::BYTE => self.byte().map(drop),
+            wire::I16 | wire::I32 | wire::I64 => self.varint().map(drop),
+            wire::DOUBLE => self.take(8).map(drop),
+            wire::BINARY => {
+                let len = self.varint()?;
+                self.take(usize::try_from(len).unwrap_or(usize::MAX))
+                    .map(drop)
+            }
+            wire::LIST | wire::SET => {
+                let (element, len) = self.list()?;
+                (0..len).try_for_each(|_| self.skip_value(element, depth))
+            }
+            wire::MAP => self.skip_map(depth),
+            wire::STRUCT => {
+                let mut last_id = 0;
+                while let Some(field) = self.field(&mut last_id)? {
+                    if !matches!(field.wire_type, wire::TRUE | wire::FALSE) {
+                        self.skip_value(field.wire_type, depth)?;
+                    }
+                }
+                Ok(())
+            }
+            other => Err(malformed!("value of unknown type {other} in the metadata")),
+        }
+    }
+
+    fn skip_map(&mut self, depth: u32) -> Result<(), Malformed> {
+        let len = self.varint()?;
+        if len == 0 {
+            return Ok(());
+        }
+        if len > self.remaining() as u64 {
+            return Err(malformed!(
+                "a map of {len} with {} bytes of metadata left",
+                self.remaining()
+            ));
+        }
+        let types = self.byte()?;
+        for _ in 0..len {
+            self.skip_value(types >> 4, depth)?;
+            self.skip_value(types & 0x0f, depth)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn numbers_read_as_the_protocol_says() {
+        assert_eq!(Cursor::new(&[0xac, 0x02]).varint(), Ok(300));
+        assert_eq!(Cursor::new(&[0x01]).zigzag(), Ok(-1));
+        assert_eq!(Cursor::new(&[0x02]).zigzag(), Ok(1));
+        let most_negative = [0xff; 9].into_iter().chain([0x01]).collect::<Vec<u8>>();
+        assert_eq!(Cursor::new(&most_negative).zigzag(), Ok(i64::MIN));
+        assert!(Cursor::new(&[0xff; 11]).varint().is_err());
+        assert!(Cursor::new(&[0x80]).varint().is_err());
+        assert!(Cursor::new(&most_negative).zigzag_i32().is_err());
+    }
+
+    #[test]
+    fn fields_have_short_and_long_ids() {
+        let mut cursor = Cursor::new(&[0x15, 0x02, 0x05, 0x64, 0x02, 0x00]);
+        let mut last_id = 0;
+        assert_eq!(cursor.field(&mut last_id).unwrap().unwrap().id, 1);
+        cursor.skip(wire::I32).unwrap();
+        assert_eq!(cursor.field(&mut last_id).unwrap().unwrap().id, 50);
+        cursor.skip(wire::I32).unwrap();
+        assert!(cursor.field(&mut last_id).unwrap().is_none());
+    }
+
+    #[test]
+    fn lengths_beyond_the_buffer_are_refused() {
+        let list = [0xf5, 0xff, 0xff, 0xff, 0xff, 0x07];
+        assert!(Cursor::new(&list).list().is_err());
+        let binary = [0xff, 0xff, 0xff, 0xff, 0x07, 1, 2, 3];
+        assert!(Cursor::new(&binary).skip(wire::BINARY).is_err());
+        assert!(
+            Cursor::new(&[0x1c; 64]).skip(wire::STRUCT).is_err(),
+            "endless nesting"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn skipping_rubbish_ends(bytes in proptest::collection::vec(any::<u8>(), 0..200), wire_type in 0u8..16) {
+            let mut cursor = Cursor::new(&bytes);
+            let _ = cursor.skip(wire_type);
+            prop_assert!(cursor.position() <= bytes.len());
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! Tests of the crate's public API, one module a behaviour.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers outside of `#[test]` functions too
+
+mod alloc;
+mod earlier;
+mod hostile;
+mod ranges;
+mod round_trip;
+mod storage;
+mod support;
+mod verify;

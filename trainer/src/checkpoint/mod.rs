@@ -1,0 +1,278 @@
+//! Checkpoints: everything that a run needs to go on as if it had never stopped.
+//!
+//! ```text
+//! checkpoints/
+//!   latest                    the newest folder's name, replaced atomically
+//!   step-00000300/
+//!     model.safetensors       every parameter and fixed table, by the reference's names
+//!     optim.safetensors       exp_avg.<name> and exp_avg_sq.<name> of AdamW
+//!     state.json              step, place in the data, config, sizes and checksums of the other two
+//! ```
+//!
+//! A folder is written under a temporary name, made durable and renamed, so it is either whole or not there.
+//! Finding one to resume from checks every byte of it; a damaged one is named and the one before it is taken.
+
+mod state;
+mod tensors;
+
+pub use state::{FileSum, LossBits, State};
+pub use tensors::read_tensors;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+
+use crate::error::{Error, Result};
+use crate::nn::params::Params;
+use crate::optim::AdamW;
+
+/// Folder of the checkpoints in the run folder.
+pub const CHECKPOINTS_DIR: &str = "checkpoints";
+
+/// File that names the newest checkpoint.
+pub const LATEST_FILE: &str = "latest";
+
+/// Parameters and fixed tables.
+pub const MODEL_FILE: &str = "model.safetensors";
+
+/// The optimizer's moments.
+pub const OPTIM_FILE: &str = "optim.safetensors";
+
+/// Everything else.
+pub const STATE_FILE: &str = "state.json";
+
+/// Start of the names of folders that are still being written or already being removed.
+const TEMP_PREFIX: &str = ".tmp-";
+
+/// Which older checkpoints stay.
+#[derive(Clone, Copy, Debug)]
+pub struct Keep {
+    /// This many of the newest.
+    pub last: usize,
+    /// And every one whose step is a multiple of this.
+    pub every: Option<u64>,
+}
+
+/// A checkpoint that was found whole.
+#[derive(Debug)]
+pub struct Found {
+    /// Its folder.
+    pub dir: PathBuf,
+    /// Its `state.json`.
+    pub state: State,
+}
+
+/// The checkpoints of one run.
+#[derive(Debug)]
+pub struct Checkpoints {
+    root: PathBuf,
+    keep: Keep,
+}
+
+impl Checkpoints {
+    /// Opens (and makes) the checkpoint folder of a run and removes what a kill left half-written there.
+    pub fn open(run_dir: &Path, keep: Keep) -> Result<Self> {
+        let root = run_dir.join(CHECKPOINTS_DIR);
+        fs::create_dir_all(&root).map_err(Error::io(&root))?;
+        for name in names(&root)? {
+            if name.starts_with(TEMP_PREFIX) {
+                remove(&root.join(name))?;
+            }
+        }
+        Ok(Self { root, keep })
+    }
+
+    /// The newest checkpoint that is whole, and a sentence for each newer one that is not. `None` for a run without
+    /// checkpoints.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] if there are checkpoints and none is whole: starting over silently would waste the run.
+    pub fn newest(&self) -> Result<(Option<Found>, Vec<String>)> {
+        let mut damaged = Vec::new();
+        for (_, dir) in self.list()?.into_iter().rev() {
+            match State::read_verified(&dir) {
+                Ok(state) => return Ok((Some(Found { dir, state }), damaged)),
+                Err(error) => damaged.push(format!("{error}; trying the one before it")),
+            }
+        }
+        if damaged.is_empty() {
+            return Ok((None, damaged));
+        }
+        let problem = format!("no checkpoint in it is whole: {}", damaged.join("; "));
+        Err(Error::Checkpoint {
+            path: self.root.clone(),
+            problem,
+        })
+    }
+
+    /// Writes a checkpoint, points `latest` at it, removes those that need not stay, and returns its folder.
+    ///
+    /// * `state`: its checksums are filled in here.
+    pub fn save(&self, params: &Params, optim: &AdamW, mut state: State) -> Result<PathBuf> {
+        let name = dir_name(state.step);
+        let temp = self.root.join(format!("{TEMP_PREFIX}{name}"));
+        remove(&temp)?;
+        fs::create_dir(&temp).map_err(Error::io(&temp))?;
+        let model = params
+            .iter()
+            .map(|param| (param.name.clone(), param.var.as_tensor().clone()));
+        state.files = BTreeMap::from([
+            (
+                MODEL_FILE.to_string(),
+                tensors::write(&temp.join(MODEL_FILE), model.collect())?,
+            ),
+            (
+                OPTIM_FILE.to_string(),
+                tensors::write(&temp.join(OPTIM_FILE), optim.state()?)?,
+            ),
+        ]);
+        write_durably(&temp.join(STATE_FILE), &state.to_json()?)?;
+        sync_dir(&temp)?;
+        let dir = self.root.join(&name);
+        let replaced = self.root.join(format!("{TEMP_PREFIX}replaced-{name}"));
+        if dir.exists() {
+            fs::rename(&dir, &replaced).map_err(Error::io(&dir))?;
+        }
+        fs::rename(&temp, &dir).map_err(Error::io(&dir))?;
+        remove(&replaced)?;
+        self.point_latest_at(&name)?;
+        self.prune()?;
+        Ok(dir)
+    }
+
+    /// Folder of the newest checkpoint by name, whole or not.
+    pub fn latest_dir(&self) -> Result<Option<PathBuf>> {
+        Ok(self.list()?.pop().map(|(_, dir)| dir))
+    }
+
+    fn point_latest_at(&self, name: &str) -> Result<()> {
+        let temp = self.root.join(format!("{TEMP_PREFIX}{LATEST_FILE}"));
+        write_durably(&temp, format!("{name}\n").as_bytes())?;
+        let latest = self.root.join(LATEST_FILE);
+        fs::rename(&temp, &latest).map_err(Error::io(&latest))?;
+        sync_dir(&self.root)
+    }
+
+    /// Removes by renaming first, so that a kill leaves no checkpoint that is only partly there.
+    fn prune(&self) -> Result<()> {
+        let all = self.list()?;
+        for (step, dir) in &all[..all.len().saturating_sub(self.keep.last)] {
+            if self
+                .keep
+                .every
+                .is_some_and(|every| step.is_multiple_of(every))
+            {
+                continue;
+            }
+            let doomed = self.root.join(format!("{TEMP_PREFIX}removed-{step}"));
+            fs::rename(dir, &doomed).map_err(Error::io(dir))?;
+            remove(&doomed)?;
+        }
+        Ok(())
+    }
+
+    /// Step and folder of every checkpoint, oldest first.
+    fn list(&self) -> Result<Vec<(u64, PathBuf)>> {
+        let step = |name: &String| name.strip_prefix("step-")?.parse::<u64>().ok();
+        let mut all: Vec<_> = names(&self.root)?
+            .iter()
+            .filter_map(|name| Some((step(name)?, self.root.join(name))))
+            .collect();
+        all.sort();
+        Ok(all)
+    }
+}
+
+impl Found {
+    /// Sets parameters and optimizer to what was saved.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] or [`Error::Shape`] if the checkpoint does not fit the model.
+    pub fn restore(&self, params: &Params, optim: &mut AdamW) -> Result<()> {
+        params.load(&read_tensors(&self.dir.join(MODEL_FILE), params.device())?)?;
+        let path = self.dir.join(OPTIM_FILE);
+        let moments = read_tensors(&path, &Device::Cpu)?;
+        optim.restore(self.state.step, &mut |name| {
+            let missing = || Error::Checkpoint {
+                path: path.clone(),
+                problem: format!("has no tensor {name}"),
+            };
+            moments.get(name).cloned().ok_or_else(missing)
+        })
+    }
+}
+
+/// The checkpoint folder that a path means: itself, or what `latest` names in it or in its `checkpoints`.
+///
+/// # Errors
+/// [`Error::Checkpoint`] if there is none.
+pub fn locate(path: &Path) -> Result<PathBuf> {
+    if path.join(MODEL_FILE).is_file() {
+        return Ok(path.to_path_buf());
+    }
+    for root in [path.to_path_buf(), path.join(CHECKPOINTS_DIR)] {
+        let named = fs::read_to_string(root.join(LATEST_FILE)).map(|name| root.join(name.trim()));
+        if let Some(dir) = named.ok().filter(|dir| dir.join(MODEL_FILE).is_file()) {
+            return Ok(dir);
+        }
+    }
+    let problem = format!(
+        "is no checkpoint, expected a folder with {MODEL_FILE}, or a run folder with checkpoints"
+    );
+    Err(Error::Checkpoint {
+        path: path.to_path_buf(),
+        problem,
+    })
+}
+
+fn dir_name(step: u64) -> String {
+    format!("step-{step:08}")
+}
+
+fn names(dir: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(dir).map_err(Error::io(dir))? {
+        names.push(
+            entry
+                .map_err(Error::io(dir))?
+                .file_name()
+                .to_string_lossy()
+                .into_owned(),
+        );
+    }
+    Ok(names)
+}
+
+/// Removes a file or folder if it is there.
+fn remove(path: &Path) -> Result<()> {
+    let result = if path.is_dir() {
+        fs::remove_dir_all(path)
+    } else {
+        fs::remove_file(path)
+    };
+    match result {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(path)(error)),
+        _ => Ok(()),
+    }
+}
+
+fn write_durably(path: &Path, bytes: &[u8]) -> Result<()> {
+    fs::write(path, bytes).map_err(Error::io(path))?;
+    sync_file(path)
+}
+
+fn sync_file(path: &Path) -> Result<()> {
+    File::open(path)
+        .and_then(|file| file.sync_all())
+        .map_err(Error::io(path))
+}
+
+/// Makes the entries of a folder survive a crash of the machine.
+fn sync_dir(path: &Path) -> Result<()> {
+    sync_file(path)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,186 @@
+//! Where tensors live: opening the device, and bringing batches to it.
+//!
+//! Threads of the CPU device: see [`prepare_process`].
+
+mod process;
+
+pub use process::prepare_process;
+
+use candle_core::{DType, Device, Tensor};
+use pipeline::loader::Batch;
+use rayon::prelude::*;
+
+use crate::error::{Error, Result};
+
+/// Mean of each colour channel over ImageNet, on a scale of 0 to 1.
+pub const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
+
+/// Standard deviation of each colour channel over ImageNet, on a scale of 0 to 1.
+pub const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];
+
+/// Opens `"cpu"`, `"cuda"`, `"cuda:N"`, or, for `"auto"`, the first GPU if this program can use one and the CPU if not.
+///
+/// # Errors
+/// [`Error::Device`] if the name is none of these, if a GPU is asked of a program built without the feature
+/// `cuda`, or if the GPU cannot be opened.
+pub fn open(name: &str) -> Result<Device> {
+    match parse(name)? {
+        Wanted::Cpu => Ok(Device::Cpu),
+        Wanted::Cuda(index) => open_cuda(name, index),
+        Wanted::Auto => Ok(open_cuda(name, 0).unwrap_or(Device::Cpu)),
+    }
+}
+
+/// Checks a device's name without opening it.
+///
+/// # Errors
+/// [`Error::Device`] if it is not a name that [`open`] knows.
+pub fn check_name(name: &str) -> Result<()> {
+    parse(name).map(|_| ())
+}
+
+/// A few words for the run's head: `cpu, 8 threads` or `cuda:0`.
+pub fn describe(device: &Device) -> String {
+    match device.location() {
+        candle_core::DeviceLocation::Cpu => {
+            format!("cpu, {} threads", candle_core::utils::get_num_threads())
+        }
+        candle_core::DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+        candle_core::DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
+    }
+}
+
+#[derive(Debug, PartialEq)]
+enum Wanted {
+    Cpu,
+    Cuda(usize),
+    Auto,
+}
+
+fn parse(name: &str) -> Result<Wanted> {
+    let index = |text: &str| text.parse().ok().map(Wanted::Cuda);
+    let wanted = match name {
+        "cpu" => Some(Wanted::Cpu),
+        "cuda" => Some(Wanted::Cuda(0)),
+        "auto" => Some(Wanted::Auto),
+        other => other.strip_prefix("cuda:").and_then(index),
+    };
+    let problem =
+        || "is not a device, expected \"cpu\", \"cuda\", \"cuda:N\" or \"auto\"".to_string();
+    wanted.ok_or_else(|| Error::Device {
+        asked: name.to_string(),
+        problem: problem(),
+    })
+}
+
+#[cfg(feature = "cuda")]
+fn open_cuda(name: &str, index: usize) -> Result<Device> {
+    let refused = |source: candle_core::Error| Error::Device {
+        asked: name.to_string(),
+        problem: source.to_string(),
+    };
+    Device::new_cuda(index).map_err(refused)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn open_cuda(name: &str, _index: usize) -> Result<Device> {
+    let problem = "this program was built without GPU support; build it with `--features cuda`, or use \"cpu\"";
+    Err(Error::Device {
+        asked: name.to_string(),
+        problem: problem.to_string(),
+    })
+}
+
+/// Brings a batch to the device as `[B, V, 3, H, W]` f32, normalised with ImageNet's mean and deviation.
+///
+/// Bytes cross to a GPU as they are, four times fewer than floats, and are normalised there.
+pub fn upload(batch: &Batch, device: &Device) -> Result<Tensor> {
+    let (v, size) = (batch.n_views, batch.size);
+    let b = batch.samples.len();
+    if batch.views.len() != b * v * size * size * 3 {
+        let got = vec![batch.views.len()];
+        return Err(Error::Shape {
+            what: "batch".into(),
+            got,
+            expected: format!("{b} x {v} x {size} x {size} x 3 bytes"),
+        });
+    }
+    if matches!(device, Device::Cpu) {
+        return Ok(Tensor::from_vec(
+            normalise(&batch.views, size),
+            (b, v, 3, size, size),
+            device,
+        )?);
+    }
+    let bytes = Tensor::from_slice(&batch.views, (b, v, size, size, 3), device)?;
+    let channels = |values: [f32; 3]| Tensor::new(&values, device)?.reshape((1, 1, 3, 1, 1));
+    let planes = bytes
+        .permute((0, 1, 4, 2, 3))?
+        .contiguous()?
+        .to_dtype(DType::F32)?;
+    let unit = planes.affine(1.0 / 255.0, 0.0)?;
+    Ok(unit
+        .broadcast_sub(&channels(IMAGENET_MEAN)?)?
+        .broadcast_div(&channels(IMAGENET_STD)?)?)
+}
+
+/// Turns interleaved bytes into normalised planes, picture by picture, through a table of the 3 x 256 values.
+fn normalise(pixels: &[u8], size: usize) -> Vec<f32> {
+    let table: [[f32; 256]; 3] = std::array::from_fn(|channel| {
+        std::array::from_fn(|value| {
+            (value as f32 / 255.0 - IMAGENET_MEAN[channel]) / IMAGENET_STD[channel]
+        })
+    });
+    let plane = size * size;
+    let mut out = vec![0.0; pixels.len()];
+    out.par_chunks_mut(3 * plane)
+        .zip(pixels.par_chunks(3 * plane))
+        .for_each(|(out, pixels)| {
+            for (channel, out) in out.chunks_mut(plane).enumerate() {
+                for (value, pixel) in out.iter_mut().zip(pixels.as_chunks::<3>().0) {
+                    *value = table[channel][usize::from(pixel[channel])];
+                }
+            }
+        });
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_checked() {
+        assert_eq!(parse("cuda:3").unwrap(), Wanted::Cuda(3));
+        assert_eq!(parse("cuda").unwrap(), Wanted::Cuda(0));
+        for wrong in ["gpu", "cuda:", "cuda:x", "CPU", ""] {
+            let message = parse(wrong).unwrap_err().to_string();
+            assert!(message.contains("expected"), "{message}");
+        }
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    #[test]
+    fn a_gpu_without_the_feature_is_a_clear_error() {
+        assert!(
+            open("cuda")
+                .unwrap_err()
+                .to_string()
+                .contains("--features cuda")
+        );
+        assert!(matches!(open("auto").unwrap(), Device::Cpu));
+    }
+
+    #[test]
+    fn normalises_as_torchvision_does() {
+        let pixels: Vec<u8> = (0..2 * 2 * 3).map(|i| i * 20).collect();
+        let planes = normalise(&pixels, 2);
+        for pixel in 0..4 {
+            for channel in 0..3 {
+                let value = f32::from(pixels[pixel * 3 + channel]) / 255.0;
+                let expected = (value - IMAGENET_MEAN[channel]) / IMAGENET_STD[channel];
+                assert_eq!(planes[channel * 4 + pixel], expected);
+            }
+        }
+    }
+}

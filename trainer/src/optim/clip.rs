@@ -1,0 +1,156 @@
+//! The size of the gradients: per parameter, over all, and the optional clipping to a maximum norm.
+//!
+//! The reference does not clip; the norm is measured every step all the same, because it is what shows
+//! a run going wrong first, and because a NaN in it names the parameter.
+
+use candle_core::{DType, Device, Tensor};
+use rayon::prelude::*;
+
+use super::Gradients;
+use crate::error::Result;
+
+/// Elements summed by one task. Fixed, so that the sum does not depend on the number of threads.
+const CHUNK: usize = 1 << 16;
+
+/// The l2 norms of one step's gradients.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GradNorms {
+    /// Name and norm of each parameter's gradient; `None` where it has none.
+    pub per_param: Vec<(String, Option<f64>)>,
+    /// The norm over all parameters.
+    pub global: f64,
+}
+
+impl GradNorms {
+    /// The first parameter whose gradient holds a NaN or an infinity, with its norm.
+    pub fn first_not_finite(&self) -> Option<(&str, f64)> {
+        let norms = self
+            .per_param
+            .iter()
+            .filter_map(|(name, norm)| Some((name.as_str(), (*norm)?)));
+        norms.into_iter().find(|(_, norm)| !norm.is_finite())
+    }
+
+    /// Parameters without a finite non-zero gradient, each with what it has instead.
+    pub fn uncovered(&self) -> Vec<String> {
+        let bad = self.per_param.iter().filter_map(|(name, norm)| match norm {
+            None => Some(format!("{name} (none)")),
+            Some(0.0) => Some(format!("{name} (zero)")),
+            Some(norm) if !norm.is_finite() => Some(format!("{name} ({norm})")),
+            Some(_) => None,
+        });
+        bad.collect()
+    }
+}
+
+/// Measures every gradient, summing squares in f64 in the parameters' order.
+pub fn norms(grads: &Gradients) -> Result<GradNorms> {
+    let mut per_param = Vec::new();
+    let mut sum = 0.0;
+    for (name, grad) in grads.iter() {
+        let squares = grad.map(sum_of_squares).transpose()?;
+        sum += squares.unwrap_or(0.0);
+        per_param.push((name.to_string(), squares.map(f64::sqrt)));
+    }
+    Ok(GradNorms {
+        per_param,
+        global: sum.sqrt(),
+    })
+}
+
+/// Scales the gradients so that their global norm is at most `max_norm`, as
+/// `torch.nn.utils.clip_grad_norm_` does (with its 1e-6 beside the norm). Returns whether it did.
+pub fn clip(grads: &mut Gradients, norms: &GradNorms, max_norm: f64) -> Result<bool> {
+    let factor = max_norm / (norms.global + 1e-6);
+    if factor < 1.0 {
+        grads.scale(factor)?;
+    }
+    Ok(factor < 1.0)
+}
+
+fn sum_of_squares(grad: &Tensor) -> Result<f64> {
+    if !matches!(grad.device(), Device::Cpu) {
+        return Ok(f64::from(
+            grad.to_dtype(DType::F32)?
+                .sqr()?
+                .sum_all()?
+                .to_scalar::<f32>()?,
+        ));
+    }
+    let values = grad.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+    let partial: Vec<f64> = values.par_chunks(CHUNK).map(chunk_sum).collect();
+    Ok(partial.iter().sum())
+}
+
+/// Sums the squares of a chunk in eight lanes, which the compiler can keep in vector registers.
+fn chunk_sum(chunk: &[f32]) -> f64 {
+    let mut lanes = [0.0f64; 8];
+    let (eights, rest) = chunk.as_chunks::<8>();
+    for eight in eights {
+        for (lane, &value) in lanes.iter_mut().zip(eight) {
+            *lane += f64::from(value) * f64::from(value);
+        }
+    }
+    for (lane, &value) in lanes.iter_mut().zip(rest) {
+        *lane += f64::from(value) * f64::from(value);
+    }
+    lanes.iter().sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Var;
+
+    fn grads_of(values: &[f32]) -> Gradients {
+        let var = Var::new(values, &Device::Cpu).unwrap();
+        let idle = Var::new(&[0f32], &Device::Cpu).unwrap();
+        let mut grads =
+            Gradients::new([("w".to_string(), var.clone()), ("idle".to_string(), idle)]);
+        let loss = var.sqr().unwrap().sum_all().unwrap();
+        grads.accumulate(loss.backward().unwrap()).unwrap();
+        grads
+    }
+
+    #[test]
+    fn the_norm_is_the_root_of_the_sum_of_squares() {
+        let norms = norms(&grads_of(&[1.5, 2.0])).unwrap();
+        assert!((norms.global - 5.0).abs() < 1e-12);
+        assert_eq!(
+            norms.per_param,
+            [("w".to_string(), Some(5.0)), ("idle".to_string(), None)]
+        );
+        assert_eq!(norms.uncovered(), ["idle (none)"]);
+    }
+
+    #[test]
+    fn clipping_scales_only_what_is_too_long() {
+        let mut grads = grads_of(&[1.5, 2.0]);
+        let before = norms(&grads).unwrap();
+        assert!(!clip(&mut grads, &before, 6.0).unwrap());
+        assert_eq!(norms(&grads).unwrap(), before);
+        assert!(clip(&mut grads, &before, 1.0).unwrap());
+        assert!((norms(&grads).unwrap().global - 1.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_nan_names_its_parameter() {
+        let norms = norms(&grads_of(&[f32::NAN, 1.0])).unwrap();
+        assert_eq!(norms.first_not_finite().map(|(name, _)| name), Some("w"));
+        assert_eq!(norms.uncovered(), ["w (NaN)", "idle (none)"]);
+    }
+
+    #[test]
+    fn the_sum_does_not_depend_on_the_threads() {
+        let values: Vec<f32> = (0..300_001).map(|i| (i as f32 * 0.37).sin()).collect();
+        let tensor = Tensor::new(values, &Device::Cpu).unwrap();
+        let with = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()
+                .unwrap();
+            pool.install(|| sum_of_squares(&tensor).unwrap())
+        };
+        assert_eq!(with(1).to_bits(), with(3).to_bits());
+    }
+}

@@ -1,0 +1,378 @@
+//! The training loop, from a configuration to a trained checkpoint, top to bottom.
+//!
+//! A *step* is one optimizer step over `optim.accum_steps` micro-batches of the endless stream of batches. Steps are
+//! counted from 1 in everything that a person reads: "after step 300" is what checkpoint `step-00000300` holds.
+
+mod clock;
+mod plan;
+mod progress;
+mod watch;
+
+pub use progress::{Progress, StepReport, Stop, Summary};
+
+use std::fs;
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor, Var};
+use pipeline::loader::{Batch, Loader, LoaderState, Rank};
+
+use crate::checkpoint::{Checkpoints, Found, Keep, State};
+use crate::config::{TrainConfig, differences};
+use crate::device;
+use crate::error::{Error, Result};
+use crate::masking::StepRandomness;
+use crate::metrics::{self, MetricsLine, MetricsLog, curves};
+use crate::models::{self, Pretrain};
+use crate::nn::params::Params;
+use crate::optim::{AdamW, AdamWOptions, Gradients, clip, param_groups};
+use crate::pictures::Reconstructions;
+use clock::Clock;
+use plan::Plan;
+use watch::{Losses, StepLoss};
+
+/// The resolved configuration in the run folder.
+pub const CONFIG_FILE: &str = "config.toml";
+
+/// Loss and learning rate over the steps, in the run folder.
+pub const CURVES_FILE: &str = "curves.svg";
+
+/// Folder of the reconstructions in the run folder.
+pub const PICTURES_DIR: &str = "pictures";
+
+/// The [`Summary`] as JSON, in the run folder.
+pub const SUMMARY_FILE: &str = "summary.json";
+
+/// Trains what `config` describes in `run_dir`, going on from the newest checkpoint there if there is one.
+///
+/// * `stop`: once requested, the step in hand is finished, a checkpoint is written and the summary returned.
+/// * `progress`: told of every step, and of everything that a person should read.
+///
+/// On the CPU the result depends on the configuration alone, to the last bit: not on the number of threads of the
+/// loader, nor on where the run was stopped or killed.
+///
+/// # Errors
+/// [`Error::ConfigChanged`] if the checkpoint is another experiment's, [`Error::NotFinite`] if the loss or a gradient
+/// is NaN or infinite, [`Error::GradientCoverage`] if a parameter does not learn, and whatever data, device or disk
+/// report.
+pub fn train(
+    config: &TrainConfig,
+    run_dir: &Path,
+    stop: &Stop,
+    progress: &mut dyn FnMut(&Progress),
+) -> Result<Summary> {
+    let open = |start| Ok(Loader::new(&config.data, config.seed, Rank::SINGLE, start)?);
+    train_from(config, &open, run_dir, stop, progress)
+}
+
+/// As [`train`], with batches from any loader: `open` starts one at a place in the stream.
+///
+/// # Errors
+/// As [`train`].
+pub fn train_from(
+    config: &TrainConfig,
+    open: &dyn Fn(LoaderState) -> Result<Loader>,
+    run_dir: &Path,
+    stop: &Stop,
+    progress: &mut dyn FnMut(&Progress),
+) -> Result<Summary> {
+    let config = &config.resolved()?;
+    device::prepare_process();
+    let device = device::open(&config.device)?;
+    let checkpoints = Checkpoints::open(
+        run_dir,
+        Keep {
+            last: config.run.keep_last,
+            every: config.run.keep_every,
+        },
+    )?;
+    let resumed = find_resumable(&checkpoints, config, progress)?;
+    write_file(&run_dir.join(CONFIG_FILE), &config.to_toml()?)?; // the record of what really ran
+
+    let mut loader = open(
+        resumed
+            .as_ref()
+            .map(|found| found.state.loader)
+            .unwrap_or_default(),
+    )?; // prefetching starts
+    let plan = Plan::new(config, loader.batches_per_epoch())?;
+    let mut params = Params::new(config.seed, DType::F32, &device);
+    let model = models::build(&config.model, &mut params)?;
+    let options = AdamWOptions {
+        beta1: config.optim.betas[0],
+        beta2: config.optim.betas[1],
+    };
+    let mut optim = AdamW::new(
+        param_groups(trainable(&params), config.optim.weight_decay),
+        options,
+    )?;
+    let mut losses = Losses::default();
+    if let Some(found) = &resumed {
+        plan.check_data(found)?;
+        found.restore(&params, &mut optim)?;
+        losses = Losses::from_bits(&found.state.losses);
+    }
+    let start = optim.steps();
+    plan.announce(config, &params, &device, start, progress);
+
+    let mut log = MetricsLog::open(run_dir, start)?;
+    let mut grads = Gradients::new(trainable(&params));
+    let mut clock = Clock::start();
+    let mut saved_at = start;
+    let mut done = start;
+    while done < plan.last_step && !stop.is_requested() {
+        let step = done + 1;
+        let lr = plan.lr(step);
+        clock.begin_step();
+        grads.clear();
+        let mut loss = StepLoss::default();
+        let mut shown = None;
+        for _ in 0..plan.accum_steps {
+            let batch = clock.waiting(|| loader.next_batch())?;
+            loss.keys.extend_from_slice(&batch.keys);
+            let views = device::upload(&batch, &device)?; // [B, V, 3, H, W]
+            let randomness = randomness(config.seed, &batch);
+            let forward = model.forward(&views, &randomness, true)?;
+            loss.add(&forward, plan.accum_steps)?;
+            watch::check_loss(step, &loss, run_dir, &checkpoints)?; // before the update; names the step and its samples
+            grads.accumulate((forward.loss / plan.accum_steps as f64)?.backward()?)?;
+            shown = Some((views, randomness));
+            loader.recycle(batch);
+        }
+        let norms = clip::norms(&grads)?;
+        watch::check_gradients(step, &norms, &loss, run_dir, &checkpoints)?;
+        if step == 1 {
+            watch::check_coverage(&norms)?;
+        }
+        if let Some(max_norm) = config.optim.clip_norm {
+            clip::clip(&mut grads, &norms, max_norm)?;
+        }
+        optim.step(&grads, lr)?;
+        done = step;
+        losses.push(loss.mean());
+        clock.end_step(config.effective_batch(), plan.last_step - done);
+
+        if config.run.log_due(done, plan.last_step) {
+            let stats = loader.stats();
+            let line = MetricsLine {
+                step: done,
+                epoch: plan.epochs_after(done),
+                loss: loss.mean(),
+                parts: loss.parts(),
+                lr,
+                grad_norm: norms.global,
+                pairs_per_s: clock.window().pairs_per_s(),
+                data_wait_pct: clock.window().data_wait_pct(),
+                eta_s: clock.eta_s(),
+                bad_samples: stats.bad.len() as u64,
+                bottleneck: Some(stats.bottleneck().to_string()),
+                time: clock::unix_time_s(),
+            };
+            log.write(&line)?;
+            clock.clear_window();
+        }
+        progress(&Progress::Step(&StepReport {
+            step: done,
+            last_step: plan.last_step,
+            epoch: plan.epochs_after(done),
+            loss: loss.mean(),
+            lr,
+            grad_norm: norms.global,
+            pairs_per_s: clock.session().pairs_per_s(),
+            data_wait_pct: clock.session().data_wait_pct(),
+            eta_s: clock.eta_s(),
+        }));
+        if let Some((views, randomness)) =
+            shown.filter(|_| config.run.pictures_due(done, plan.last_step))
+        {
+            draw(
+                config,
+                model.as_ref(),
+                &views,
+                randomness,
+                &run_dir.join(PICTURES_DIR),
+                done,
+            )?;
+        }
+        if config
+            .run
+            .checkpoint_due(done, plan.accum_steps, plan.batches_per_epoch)
+        {
+            save(
+                &checkpoints,
+                &params,
+                &optim,
+                &loader,
+                &plan,
+                config,
+                &losses,
+                &log,
+                progress,
+            )?;
+            saved_at = done;
+        }
+    }
+    if done > saved_at {
+        save(
+            &checkpoints,
+            &params,
+            &optim,
+            &loader,
+            &plan,
+            config,
+            &losses,
+            &log,
+            progress,
+        )?;
+    }
+
+    let lines = metrics::read(run_dir)?;
+    write_file(
+        &run_dir.join(CURVES_FILE),
+        &curves::svg(&config.name, &lines),
+    )?;
+    let summary = Summary {
+        steps: done,
+        total_steps: plan.total_steps,
+        stopped: done < plan.total_steps,
+        epochs: plan.epochs_after(done),
+        first_loss: losses.first_mean(),
+        last_loss: losses.last_mean(),
+        pairs_per_s: clock.session().pairs_per_s(),
+        data_wait_pct: clock.session().data_wait_pct(),
+        peak_memory_bytes: clock::peak_memory_bytes(),
+        bad_samples: loader
+            .stats()
+            .bad
+            .into_iter()
+            .map(|bad| format!("{}: {}", bad.key, bad.reason))
+            .collect(),
+        run_dir: run_dir.to_path_buf(),
+        checkpoint: checkpoints.latest_dir()?,
+    };
+    summary.write(&run_dir.join(SUMMARY_FILE))?;
+    Ok(summary)
+}
+
+/// The newest whole checkpoint, if it belongs to this experiment.
+fn find_resumable(
+    checkpoints: &Checkpoints,
+    config: &TrainConfig,
+    progress: &mut dyn FnMut(&Progress),
+) -> Result<Option<Found>> {
+    let (found, damaged) = checkpoints.newest()?;
+    for problem in &damaged {
+        progress(&Progress::Warning(problem));
+    }
+    let Some(found) = found else { return Ok(None) };
+    let changed = differences(&TrainConfig::from_toml(&found.state.config)?, config)?;
+    if !changed.fatal.is_empty() {
+        return Err(Error::ConfigChanged {
+            path: found.dir,
+            differences: changed.fatal.join("; "),
+        });
+    }
+    for change in changed.noted {
+        progress(&Progress::Warning(&format!("going on with {change}")));
+    }
+    progress(&Progress::Note(&format!(
+        "going on after step {} from {}",
+        found.state.step,
+        found.dir.display()
+    )));
+    Ok(Some(found))
+}
+
+fn trainable(params: &Params) -> Vec<(String, Var)> {
+    params
+        .iter_trainable()
+        .map(|param| (param.name.clone(), param.var.clone()))
+        .collect()
+}
+
+fn randomness(seed: u64, batch: &Batch) -> StepRandomness {
+    StepRandomness {
+        seed,
+        epoch: batch.epoch,
+        samples: batch.samples.clone(),
+    }
+}
+
+/// Writes a checkpoint; everything logged before it is on the disk when it is.
+#[allow(clippy::too_many_arguments)] // the run's whole state, gathered in this one place
+fn save(
+    checkpoints: &Checkpoints,
+    params: &Params,
+    optim: &AdamW,
+    loader: &Loader,
+    plan: &Plan,
+    config: &TrainConfig,
+    losses: &Losses,
+    log: &MetricsLog,
+    progress: &mut dyn FnMut(&Progress),
+) -> Result<()> {
+    log.sync()?;
+    let batches_per_epoch = plan.batches_per_epoch;
+    let state = State::new(
+        optim.steps(),
+        loader.state(),
+        batches_per_epoch,
+        config.to_toml()?,
+        losses.to_bits(),
+    );
+    let dir = checkpoints.save(params, optim, state)?;
+    progress(&Progress::Saved(&dir));
+    Ok(())
+}
+
+/// Reconstructs the first samples of a batch, without dropout, and writes the picture.
+fn draw(
+    config: &TrainConfig,
+    model: &dyn Pretrain,
+    views: &Tensor,
+    randomness: StepRandomness,
+    dir: &Path,
+    step: u64,
+) -> Result<()> {
+    let n_samples = config.run.pictures_samples.min(randomness.samples.len());
+    let views = views.narrow(0, 0, n_samples)?;
+    let samples = randomness.samples[..n_samples].to_vec();
+    let forward = model.forward(
+        &views,
+        &StepRandomness {
+            samples,
+            ..randomness
+        },
+        false,
+    )?;
+    let values = |tensor: &Tensor| {
+        tensor
+            .to_dtype(DType::F32)?
+            .to_device(&Device::Cpu)?
+            .flatten_all()?
+            .to_vec1::<f32>()
+    };
+    let sizes = config.model.sizes();
+    let picture = Reconstructions {
+        views: &values(&views)?,
+        n_views: config.model.n_views(),
+        size: sizes.img_size,
+        pred: &values(&forward.pred)?,
+        mask: &values(&forward.mask)?,
+        target_view: forward.target_view,
+        patch_size: sizes.patch_size,
+        norm_pix_loss: config.model.norm_pix_loss,
+    }
+    .render();
+    fs::create_dir_all(dir).map_err(Error::io(dir))?;
+    picture.write_png(&dir.join(format!("step-{step:08}.png")))
+}
+
+/// Replaces a text file in one go.
+fn write_file(path: &Path, text: &str) -> Result<()> {
+    let temp = path.with_extension("tmp");
+    fs::write(&temp, text).map_err(Error::io(&temp))?;
+    fs::rename(&temp, path).map_err(Error::io(path))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,106 @@
+//! What a run tells, and how it is told to stop.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// A request to stop, shared with whoever may make it (a signal handler, another thread).
+#[derive(Clone, Debug, Default)]
+pub struct Stop(Arc<AtomicBool>);
+
+impl Stop {
+    /// Not requested.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Asks the run to finish its step, save and return.
+    pub fn request(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether anybody asked.
+    pub fn is_requested(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What happens in a run, as it happens.
+#[derive(Debug)]
+pub enum Progress<'a> {
+    /// A line for a person: what is trained, where it goes on from.
+    Note(&'a str),
+    /// A line that a person should not miss: a damaged checkpoint, a departure from the paper named.
+    Warning(&'a str),
+    /// A step was made.
+    Step(&'a StepReport),
+    /// A checkpoint was written to this folder.
+    Saved(&'a Path),
+}
+
+/// How a run stands after a step; rates are of the whole session, so that a progress bar is steady.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct StepReport {
+    /// Steps made, this one included.
+    pub step: u64,
+    /// Steps after which this session ends.
+    pub last_step: u64,
+    /// Epochs seen, in fractions.
+    pub epoch: f64,
+    /// Loss of the step.
+    pub loss: f32,
+    /// Learning rate in force during the step.
+    pub lr: f64,
+    /// l2 norm over all gradients, before any clipping.
+    pub grad_norm: f64,
+    /// Pairs trained on per second, checkpoints and pictures not counted.
+    pub pairs_per_s: f64,
+    /// Share of that time spent waiting for data, in percent.
+    pub data_wait_pct: f64,
+    /// Seconds to the end of this session.
+    pub eta_s: f64,
+}
+
+/// What came of a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Optimizer steps made, over all sessions.
+    pub steps: u64,
+    /// Steps of the whole run.
+    pub total_steps: u64,
+    /// Whether it ended before them.
+    pub stopped: bool,
+    /// Epochs seen, in fractions.
+    pub epochs: f64,
+    /// Mean loss of the run's first 10 steps.
+    pub first_loss: Option<f32>,
+    /// Mean loss of its last 10 steps.
+    pub last_loss: Option<f32>,
+    /// Pairs per second in this session, checkpoints and pictures not counted.
+    pub pairs_per_s: f64,
+    /// Share of that time spent waiting for data, in percent.
+    pub data_wait_pct: f64,
+    /// Most memory that the process ever held, in bytes; absent where the system does not tell.
+    pub peak_memory_bytes: Option<u64>,
+    /// Samples that were replaced in this session, each with its reason.
+    pub bad_samples: Vec<String>,
+    /// Where everything is.
+    pub run_dir: PathBuf,
+    /// The newest checkpoint.
+    pub checkpoint: Option<PathBuf>,
+}
+
+impl Summary {
+    pub(super) fn write(&self, path: &Path) -> Result<()> {
+        let text = serde_json::to_string_pretty(self).map_err(|source| Error::Json {
+            path: path.into(),
+            source,
+        })?;
+        fs::write(path, text + "\n").map_err(Error::io(path))
+    }
+}

@@ -1,0 +1,413 @@
+//! Runs of a tiny model on pictures held in memory.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use pipeline::codec::{Rgb8Image, jpeg};
+use pipeline::config::ViewsKind;
+use pipeline::loader::Source;
+use pipeline::loader::order::Group;
+use pipeline::loader::source::Sample;
+
+use super::*;
+use crate::checkpoint::read_tensors;
+use crate::config::OptimConfig;
+use crate::models::ModelKind;
+
+/// Pictures of coloured waves, one a sample.
+struct Waves {
+    pictures: Vec<Bytes>,
+}
+
+impl Waves {
+    fn new(n: usize) -> Arc<Self> {
+        let picture = |index: usize| {
+            let wave = |x: usize, y: usize, c: usize| {
+                let phase = (x * (index % 5 + 1) + y * (c + 1)) as f64 / 6.0 + index as f64;
+                (127.0 + 120.0 * phase.sin()) as u8
+            };
+            let data = (0..48 * 48 * 3)
+                .map(|i| wave(i / 3 % 48, i / 3 / 48, i % 3))
+                .collect();
+            let image = Rgb8Image {
+                width: 48,
+                height: 48,
+                data,
+            };
+            Bytes::from(jpeg::encode_rgb8(&image, 90).unwrap())
+        };
+        Arc::new(Self {
+            pictures: (0..n).map(picture).collect(),
+        })
+    }
+}
+
+impl Source for Waves {
+    fn n_samples(&self) -> u64 {
+        self.pictures.len() as u64
+    }
+
+    fn holds_clips(&self) -> bool {
+        false
+    }
+
+    fn sample(&self, index: u64) -> shards::Result<Sample> {
+        Ok(Sample {
+            n_frames: 1,
+            label: None,
+            key: format!("wave-{index}"),
+        })
+    }
+
+    fn picture(&self, index: u64, _frame: u32) -> shards::Result<Bytes> {
+        Ok(self.pictures[index as usize].clone())
+    }
+
+    fn groups(&self) -> shards::Result<Vec<Group>> {
+        Ok(vec![Group {
+            first_sample: 0,
+            n_samples: self.n_samples(),
+        }])
+    }
+}
+
+/// 22 pictures in batches of 4: 5 batches an epoch, and a rest that is dropped.
+fn tiny() -> TrainConfig {
+    let mut config = TrainConfig {
+        device: "cpu".to_string(),
+        ..TrainConfig::default()
+    };
+    config.data.path = "waves".to_string();
+    config.data.batch_size = 4;
+    config.data.size = 32;
+    config.data.threads = 1;
+    config.model.patch_size = Some(8);
+    config.model.embed_dim = Some(24);
+    config.model.depth = Some(2);
+    config.model.num_heads = Some(3);
+    config.model.decoder_embed_dim = Some(16);
+    config.model.decoder_depth = Some(1);
+    config.model.decoder_num_heads = Some(2);
+    config.model.mask_ratio = Some(0.75);
+    config.optim = OptimConfig {
+        lr: Some(2e-3),
+        max_steps: Some(12),
+        ..OptimConfig::default()
+    };
+    config.run.log_every = 1;
+    config.run.checkpoint_every = Some(5);
+    config.run.pictures_every = 0;
+    config
+}
+
+struct Run {
+    dir: tempfile::TempDir,
+    source: Arc<Waves>,
+}
+
+impl Run {
+    fn new() -> Self {
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+            source: Waves::new(22),
+        }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.path().to_path_buf()
+    }
+
+    fn train(&self, config: &TrainConfig) -> Result<Summary> {
+        self.train_until(config, u64::MAX)
+    }
+
+    /// Asks the run to stop after a step.
+    fn train_until(&self, config: &TrainConfig, step: u64) -> Result<Summary> {
+        let stop = Stop::new();
+        self.train_with(config, &stop, &mut |progress| {
+            if matches!(progress, Progress::Step(report) if report.step == step) {
+                stop.request();
+            }
+        })
+    }
+
+    fn train_with(
+        &self,
+        config: &TrainConfig,
+        stop: &Stop,
+        progress: &mut dyn FnMut(&Progress),
+    ) -> Result<Summary> {
+        let source = &self.source;
+        let open = |start| {
+            let source: Arc<dyn Source> = Arc::clone(source) as _;
+            Ok(Loader::from_source(
+                source,
+                &config.data,
+                config.seed,
+                Rank::SINGLE,
+                start,
+            )?)
+        };
+        train_from(config, &open, self.dir.path(), stop, progress)
+    }
+
+    /// Trains and dies after a step, without a word or a checkpoint.
+    fn train_and_die(&self, config: &TrainConfig, step: u64) {
+        let died = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            self.train_with(config, &Stop::new(), &mut |progress| {
+                if matches!(progress, Progress::Step(report) if report.step == step) {
+                    std::panic::resume_unwind(Box::new("killed"));
+                }
+            })
+        }));
+        assert!(died.is_err());
+    }
+
+    /// Step, loss, rate and gradient norm of every line, to the bit.
+    fn record(&self) -> Vec<(u64, u32, u64, u64)> {
+        let lines = metrics::read(self.dir.path()).unwrap();
+        let bits = |line: &MetricsLine| {
+            (
+                line.step,
+                line.loss.to_bits(),
+                line.lr.to_bits(),
+                line.grad_norm.to_bits(),
+            )
+        };
+        lines.iter().map(bits).collect()
+    }
+
+    fn weights(&self) -> Vec<(String, Vec<u32>)> {
+        let dir = crate::checkpoint::locate(self.dir.path()).unwrap();
+        let tensors = read_tensors(&dir.join(crate::checkpoint::MODEL_FILE), &Device::Cpu).unwrap();
+        let bits = |tensor: Tensor| {
+            let values = tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            values.into_iter().map(f32::to_bits).collect()
+        };
+        let mut weights: Vec<_> = tensors
+            .into_iter()
+            .map(|(name, tensor)| (name, bits(tensor)))
+            .collect();
+        weights.sort();
+        weights
+    }
+}
+
+#[test]
+fn a_run_learns_and_leaves_everything_where_it_says() {
+    let mut config = tiny();
+    config.optim.max_steps = Some(60);
+    config.run.pictures_every = 50;
+    let run = Run::new();
+    let mut notes = Vec::new();
+    let summary = run
+        .train_with(&config, &Stop::new(), &mut |progress| {
+            if let Progress::Note(text) | Progress::Warning(text) = progress {
+                notes.push((*text).to_string());
+            }
+        })
+        .unwrap();
+    assert_eq!((summary.steps, summary.stopped), (60, false));
+    assert!(
+        summary.last_loss.unwrap() < 0.97 * summary.first_loss.unwrap(),
+        "{summary:?}"
+    );
+    for file in [
+        CONFIG_FILE,
+        CURVES_FILE,
+        SUMMARY_FILE,
+        "metrics.jsonl",
+        "pictures/step-00000050.png",
+        "pictures/step-00000060.png",
+        "checkpoints/latest",
+        "checkpoints/step-00000060/model.safetensors",
+    ] {
+        assert!(run.path().join(file).is_file(), "{file}");
+    }
+    assert_eq!(run.record().len(), 60);
+    let written =
+        TrainConfig::from_toml(&fs::read_to_string(run.path().join(CONFIG_FILE)).unwrap()).unwrap();
+    assert_eq!(written, config.resolved().unwrap());
+    assert!(
+        notes.iter().any(|note| note.contains("effective batch 4")),
+        "{notes:?}"
+    );
+    let again: Summary =
+        serde_json::from_slice(&fs::read(run.path().join(SUMMARY_FILE)).unwrap()).unwrap();
+    assert_eq!(again, summary);
+}
+
+#[test]
+fn stopped_or_killed_anywhere_it_ends_as_if_undisturbed_for_any_number_of_threads() {
+    let undisturbed = Run::new();
+    undisturbed.train(&tiny()).unwrap();
+    let (record, weights) = (undisturbed.record(), undisturbed.weights());
+    assert_eq!(record.len(), 12);
+    for threads in [1, 3] {
+        let mut config = tiny();
+        config.data.threads = threads;
+        let stopped = Run::new();
+        for step in [1, 4, 5, 9] {
+            let summary = stopped.train_until(&config, step).unwrap();
+            assert!(summary.stopped && summary.steps == step);
+        }
+        stopped.train(&config).unwrap();
+        assert_eq!(stopped.record(), record, "stopped, {threads} threads");
+        assert_eq!(stopped.weights(), weights, "stopped, {threads} threads");
+        let killed = Run::new();
+        for step in [3, 7, 11] {
+            killed.train_and_die(&config, step);
+        }
+        let summary = killed.train(&config).unwrap();
+        assert_eq!(killed.record(), record, "killed, {threads} threads");
+        assert_eq!(killed.weights(), weights, "killed, {threads} threads");
+        let whole = undisturbed.train(&tiny()).unwrap();
+        assert_eq!(
+            (summary.first_loss, summary.last_loss),
+            (whole.first_loss, whole.last_loss)
+        );
+    }
+}
+
+#[test]
+fn accumulation_resumes_and_straddles_epochs() {
+    let mut config = tiny();
+    config.optim.accum_steps = 3;
+    config.optim.max_steps = Some(5);
+    config.optim.lr_order = crate::optim::LrOrder::Reference;
+    config.optim.clip_norm = Some(0.1);
+    let undisturbed = Run::new();
+    let summary = undisturbed.train(&config).unwrap();
+    assert_eq!(summary.epochs, 3.0);
+    let stopped = Run::new();
+    stopped.train_until(&config, 2).unwrap();
+    stopped.train(&config).unwrap();
+    assert_eq!(stopped.record(), undisturbed.record());
+    assert_eq!(stopped.weights(), undisturbed.weights());
+    assert_eq!(
+        f64::from_bits(undisturbed.record()[0].2),
+        2e-3,
+        "the reference's first step is at the peak"
+    );
+}
+
+#[test]
+fn a_portion_of_a_run_is_the_start_of_the_whole() {
+    let whole = Run::new();
+    whole.train(&tiny()).unwrap();
+    let portions = Run::new();
+    let mut config = tiny();
+    config.run.stop_after = Some(7);
+    assert!(portions.train(&config).unwrap().stopped);
+    config.run.stop_after = None;
+    assert!(!portions.train(&config).unwrap().stopped);
+    assert_eq!(portions.record(), whole.record());
+}
+
+#[test]
+fn a_finished_run_does_nothing_and_says_the_same() {
+    let run = Run::new();
+    let first = run.train(&tiny()).unwrap();
+    let again = run.train(&tiny()).unwrap();
+    assert_eq!(
+        (again.steps, again.stopped, again.last_loss),
+        (first.steps, false, first.last_loss)
+    );
+    assert_eq!(run.record().len(), 12);
+}
+
+#[test]
+fn another_experiment_in_the_same_folder_is_refused() {
+    let run = Run::new();
+    run.train_until(&tiny(), 2).unwrap();
+    let mut other = tiny();
+    other.optim.weight_decay = 0.1;
+    other.model.mask_ratio = Some(0.5);
+    let message = run.train(&other).unwrap_err().to_string();
+    assert!(
+        message.contains("model.mask_ratio: 0.75 -> 0.5; optim.weight_decay: 0.05 -> 0.1"),
+        "{message}"
+    );
+    let mut smaller = Run {
+        source: Waves::new(16),
+        ..run
+    };
+    let message = smaller.train(&tiny()).unwrap_err().to_string();
+    assert!(message.contains("5 -> 4"), "{message}");
+    smaller.source = Waves::new(22);
+    smaller.train(&tiny()).unwrap();
+}
+
+#[test]
+fn a_damaged_checkpoint_is_warned_of_and_the_one_before_taken() {
+    let undisturbed = Run::new();
+    undisturbed.train(&tiny()).unwrap();
+    let run = Run::new();
+    run.train_until(&tiny(), 7).unwrap();
+    let path = run
+        .path()
+        .join("checkpoints/step-00000007/optim.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 4;
+    fs::write(&path, bytes).unwrap();
+    let mut warnings = Vec::new();
+    run.train_with(&tiny(), &Stop::new(), &mut |progress| {
+        if let Progress::Warning(text) = progress {
+            warnings.push((*text).to_string());
+        }
+    })
+    .unwrap();
+    assert!(
+        warnings[0].contains("step-00000007") && warnings[0].contains("optim.safetensors"),
+        "{warnings:?}"
+    );
+    assert_eq!(run.record(), undisturbed.record());
+    assert_eq!(run.weights(), undisturbed.weights());
+}
+
+#[test]
+fn a_rate_too_high_ends_in_a_named_step_with_named_samples() {
+    let mut config = tiny();
+    config.optim.lr = Some(1e30);
+    config.optim.warmup_ratio = 0.0;
+    config.run.checkpoint_every = Some(1);
+    let run = Run::new();
+    let error = run.train(&config).unwrap_err();
+    let Error::NotFinite {
+        step,
+        keys,
+        last_checkpoint,
+        ..
+    } = &error
+    else {
+        panic!("{error}")
+    };
+    assert!(*step > 1 && keys.contains("wave-"), "{error}");
+    assert!(
+        last_checkpoint.ends_with(&format!("step-{:08}", step - 1)),
+        "{error}"
+    );
+    let file = run.path().join(format!("not-finite-step-{step:08}.txt"));
+    assert_eq!(fs::read_to_string(file).unwrap().lines().count(), 4);
+}
+
+#[test]
+fn every_method_trains() {
+    for (kind, views) in [
+        (ModelKind::Mae, ViewsKind::Single),
+        (ModelKind::MultiView, ViewsKind::MultiView),
+    ] {
+        let mut config = tiny();
+        config.model.kind = kind;
+        config.model.contrastive.projector_hidden_dim = 16;
+        config.model.contrastive.projector_dim = 8;
+        config.data.views = views;
+        config.optim.max_steps = Some(3);
+        config.run.pictures_every = 3;
+        let run = Run::new();
+        run.train(&config).unwrap();
+        assert!(run.path().join("pictures/step-00000003.png").is_file());
+    }
+}

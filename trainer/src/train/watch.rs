@@ -1,0 +1,210 @@
+//! Losses of a step and of the run, and the checks that stop a run before it spoils its weights.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::Path;
+
+use candle_core::{DType, Tensor};
+
+use super::write_file;
+use crate::checkpoint::{Checkpoints, LossBits};
+use crate::error::{Error, Result};
+use crate::models::Forward;
+use crate::optim::clip::GradNorms;
+
+/// Steps at each end of a run whose mean loss its summary gives.
+const ENDS: usize = 10;
+
+/// Keys that an error message names; the file beside the run has all of them.
+const KEYS_NAMED: usize = 8;
+
+/// The loss of one optimizer step: sums over its micro-batches, already divided by their number.
+#[derive(Debug, Default)]
+pub(super) struct StepLoss {
+    total: f64,
+    parts: BTreeMap<String, f64>,
+    /// Keys of all samples seen in this step.
+    pub keys: Vec<String>,
+}
+
+impl StepLoss {
+    /// Adds one micro-batch of `accum_steps`.
+    pub fn add(&mut self, forward: &Forward, accum_steps: u64) -> Result<()> {
+        let share = |tensor: &Tensor| -> Result<f64> {
+            Ok(f64::from(tensor.to_dtype(DType::F32)?.to_scalar::<f32>()?) / accum_steps as f64)
+        };
+        self.total += share(&forward.loss)?;
+        for (name, part) in &forward.parts {
+            *self.parts.entry((*name).to_string()).or_default() += share(part)?;
+        }
+        Ok(())
+    }
+
+    /// The step's loss.
+    pub fn mean(&self) -> f32 {
+        self.total as f32
+    }
+
+    /// Its terms by name.
+    pub fn parts(&self) -> BTreeMap<String, f32> {
+        self.parts
+            .iter()
+            .map(|(name, &value)| (name.clone(), value as f32))
+            .collect()
+    }
+}
+
+/// The losses at both ends of a run.
+#[derive(Debug, Default)]
+pub(super) struct Losses {
+    first: Vec<f32>,
+    last: VecDeque<f32>,
+}
+
+impl Losses {
+    pub fn push(&mut self, loss: f32) {
+        if self.first.len() < ENDS {
+            self.first.push(loss);
+        }
+        if self.last.len() == ENDS {
+            self.last.pop_front();
+        }
+        self.last.push_back(loss);
+    }
+
+    pub fn first_mean(&self) -> Option<f32> {
+        mean(self.first.iter())
+    }
+
+    pub fn last_mean(&self) -> Option<f32> {
+        mean(self.last.iter())
+    }
+
+    pub fn to_bits(&self) -> LossBits {
+        let bits = |loss: &f32| loss.to_bits();
+        LossBits {
+            first: self.first.iter().map(bits).collect(),
+            last: self.last.iter().map(bits).collect(),
+        }
+    }
+
+    pub fn from_bits(bits: &LossBits) -> Self {
+        let losses = |bits: &[u32]| {
+            bits.iter()
+                .map(|&bits| f32::from_bits(bits))
+                .collect::<Vec<_>>()
+        };
+        Self {
+            first: losses(&bits.first),
+            last: losses(&bits.last).into(),
+        }
+    }
+}
+
+fn mean<'a>(values: impl ExactSizeIterator<Item = &'a f32>) -> Option<f32> {
+    let n = values.len();
+    (n > 0).then(|| (values.map(|&value| f64::from(value)).sum::<f64>() / n as f64) as f32)
+}
+
+/// # Errors
+/// [`Error::NotFinite`] if the loss of the step is NaN or infinite.
+pub(super) fn check_loss(
+    step: u64,
+    loss: &StepLoss,
+    run_dir: &Path,
+    checkpoints: &Checkpoints,
+) -> Result<()> {
+    if loss.total.is_finite() {
+        return Ok(());
+    }
+    Err(not_finite(
+        step,
+        "the loss".to_string(),
+        loss.total,
+        &loss.keys,
+        run_dir,
+        checkpoints,
+    ))
+}
+
+/// # Errors
+/// [`Error::NotFinite`] naming the first parameter whose gradient is NaN or infinite.
+pub(super) fn check_gradients(
+    step: u64,
+    norms: &GradNorms,
+    loss: &StepLoss,
+    run_dir: &Path,
+    checkpoints: &Checkpoints,
+) -> Result<()> {
+    let Some((name, norm)) = norms.first_not_finite() else {
+        return Ok(());
+    };
+    let what = format!("the gradient of {name}");
+    Err(not_finite(
+        step,
+        what,
+        norm,
+        &loss.keys,
+        run_dir,
+        checkpoints,
+    ))
+}
+
+/// Every parameter must learn from the first step on: a layer without a backward pass cuts the gradient of all before
+/// it without a word. (The key third of an attention bias has a gradient of zero but for rounding; the whole bias,
+/// which is what is looked at, has not.)
+///
+/// # Errors
+/// [`Error::GradientCoverage`] naming each parameter without a finite gradient other than zero.
+pub(super) fn check_coverage(norms: &GradNorms) -> Result<()> {
+    let uncovered = norms.uncovered();
+    if uncovered.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::GradientCoverage(uncovered.join(", ")))
+    }
+}
+
+/// Writes the keys of all the step's samples beside the run and names the first of them.
+fn not_finite(
+    step: u64,
+    what: String,
+    value: f64,
+    keys: &[String],
+    run_dir: &Path,
+    checkpoints: &Checkpoints,
+) -> Error {
+    let path = run_dir.join(format!("not-finite-step-{step:08}.txt"));
+    let mut named = keys[..keys.len().min(KEYS_NAMED)].join(", ");
+    if keys.len() > KEYS_NAMED {
+        named.push_str(&format!(", and {} more", keys.len() - KEYS_NAMED));
+    }
+    if write_file(&path, &(keys.join("\n") + "\n")).is_ok() {
+        named.push_str(&format!(" (all in {})", path.display()));
+    }
+    let last = checkpoints.latest_dir().ok().flatten();
+    let last_checkpoint = last.map_or_else(|| "none".to_string(), |dir| dir.display().to_string());
+    Error::NotFinite {
+        step,
+        what,
+        value,
+        keys: named,
+        last_checkpoint,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_ends_survive_their_bits() {
+        let mut losses = Losses::default();
+        assert_eq!((losses.first_mean(), losses.last_mean()), (None, None));
+        (0..25).for_each(|i| losses.push(i as f32));
+        let again = Losses::from_bits(&losses.to_bits());
+        assert_eq!(
+            (again.first_mean(), again.last_mean()),
+            (Some(4.5), Some(19.5))
+        );
+    }
+}

@@ -13,8 +13,12 @@ use trainer::models::{EncoderPreset, ModelConfig, ModelKind, build};
 use trainer::nn::params::Params;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
-    let number = |i: usize, default: usize| arguments.get(i).map_or(Ok(default), |text| text.parse());
+    let arguments: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|argument| argument != "--bench")
+        .collect();
+    let number =
+        |i: usize, default: usize| arguments.get(i).map_or(Ok(default), |text| text.parse());
     let (kind, encoder) = match arguments.first().map_or("siamese", String::as_str) {
         "siamese" => (ModelKind::Siamese, EncoderPreset::VitS16),
         "mae" => (ModelKind::Mae, EncoderPreset::VitB16),
@@ -23,17 +27,27 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let (batch, steps) = (number(1, 8)?, number(2, 5)?);
 
-    let config = ModelConfig { kind, encoder, ..Default::default() };
+    let config = ModelConfig {
+        kind,
+        encoder,
+        ..Default::default()
+    };
     let mut params = Params::new(0, DType::F32, &Device::Cpu);
     let model = build(&config, &mut params)?;
     let side = config.sizes().img_size;
     let shape = (batch, config.n_views(), 3, side, side);
-    let values: Vec<f32> = (0..batch * config.n_views() * 3 * side * side).map(|i| ((i % 977) as f32).sin()).collect();
+    let values: Vec<f32> = (0..batch * config.n_views() * 3 * side * side)
+        .map(|i| ((i % 977) as f32).sin())
+        .collect();
     let views = Tensor::from_vec(values, shape, &Device::Cpu)?;
 
     let (mut forward_ms, mut total_ms) = (Vec::new(), Vec::new());
     for step in 0..=steps {
-        let randomness = StepRandomness { seed: 0, epoch: step as u64, samples: (0..batch as u64).collect() };
+        let randomness = StepRandomness {
+            seed: 0,
+            epoch: step as u64,
+            samples: (0..batch as u64).collect(),
+        };
         let start = Instant::now();
         let forward = model.forward(&views, &randomness, true)?;
         let after_forward = start.elapsed();

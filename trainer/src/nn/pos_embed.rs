@@ -14,7 +14,9 @@ use crate::error::{Error, Result};
 /// Source: MAE, `util/pos_embed.py`, `get_2d_sincos_pos_embed`.
 pub fn sincos_pos_embed(width: usize, grid: usize) -> Result<Tensor> {
     if width == 0 || !width.is_multiple_of(4) {
-        return Err(Error::Config(format!("width of the position table is {width}, expected a multiple of 4")));
+        return Err(Error::Config(format!(
+            "width of the position table is {width}, expected a multiple of 4"
+        )));
     }
     let mut table = vec![0f32; width];
     for row in 0..grid {
@@ -24,14 +26,20 @@ pub fn sincos_pos_embed(width: usize, grid: usize) -> Result<Tensor> {
             }
         }
     }
-    Ok(Tensor::from_vec(table, (1, 1 + grid * grid, width), &Device::Cpu)?)
+    Ok(Tensor::from_vec(
+        table,
+        (1, 1 + grid * grid, width),
+        &Device::Cpu,
+    )?)
 }
 
 /// `width / 2` sines of `position * 10000^(-i / (width / 2))`, then as many cosines.
 fn sincos(width: usize, position: f64) -> impl Iterator<Item = f64> {
     let half = width / 2;
     let angle = move |i: usize| position / 10000f64.powf(i as f64 / half as f64);
-    (0..half).map(move |i| angle(i).sin()).chain((0..half).map(move |i| angle(i).cos()))
+    (0..half)
+        .map(move |i| angle(i).sin())
+        .chain((0..half).map(move |i| angle(i).cos()))
 }
 
 /// Cubic convolution's free parameter in torch's bicubic interpolation.
@@ -61,7 +69,10 @@ pub fn resample_pos_embed(table: &Tensor, rows: usize, columns: usize) -> Result
     if (rows, columns) == (grid, grid) {
         return Ok(table.clone());
     }
-    let values = table.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?;
+    let values = table
+        .to_dtype(DType::F64)?
+        .flatten_all()?
+        .to_vec1::<f64>()?;
     let (class, patches) = values.split_at(width);
     let (row_taps, column_taps) = (taps(rows, grid), taps(columns, grid));
     let mut resampled = class.to_vec();
@@ -90,14 +101,21 @@ fn taps(n: usize, grid: usize) -> Vec<[(usize, f64); 4]> {
         let source = (i as f64 + 0.5) * ratio - 0.5;
         let first = source.floor();
         let t = source - first;
-        let weights = [cubic_outer(t + 1.0), cubic_inner(t), cubic_inner(1.0 - t), cubic_outer(2.0 - t)];
+        let weights = [
+            cubic_outer(t + 1.0),
+            cubic_inner(t),
+            cubic_inner(1.0 - t),
+            cubic_outer(2.0 - t),
+        ];
         let clamped = |offset: f64| (first + offset).clamp(0.0, grid as f64 - 1.0) as usize;
         [-1.0, 0.0, 1.0, 2.0].map(clamped).into_iter().zip(weights)
     };
     (0..n)
         .map(|i| {
             let mut taps = [(0, 0.0); 4];
-            taps.iter_mut().zip(place(i)).for_each(|(tap, value)| *tap = value);
+            taps.iter_mut()
+                .zip(place(i))
+                .for_each(|(tap, value)| *tap = value);
             taps
         })
         .collect()
@@ -119,7 +137,12 @@ mod tests {
 
     #[test]
     fn class_row_is_zero_and_columns_come_first() {
-        let table = sincos_pos_embed(8, 3).unwrap().squeeze(0).unwrap().to_vec2::<f32>().unwrap();
+        let table = sincos_pos_embed(8, 3)
+            .unwrap()
+            .squeeze(0)
+            .unwrap()
+            .to_vec2::<f32>()
+            .unwrap();
         assert_eq!(table.len(), 10);
         assert_eq!(table[0], [0.0; 8]);
         assert_eq!(table[1], [0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0]);
@@ -139,7 +162,10 @@ mod tests {
         assert!(values.iter().all(|v| (v - 1.0).abs() < 1e-6));
         let table = sincos_pos_embed(8, 4).unwrap();
         let same = resample_pos_embed(&table, 4, 4).unwrap();
-        assert_eq!(same.to_vec3::<f32>().unwrap(), table.to_vec3::<f32>().unwrap());
+        assert_eq!(
+            same.to_vec3::<f32>().unwrap(),
+            table.to_vec3::<f32>().unwrap()
+        );
         assert!(resample_pos_embed(&ones.narrow(1, 0, 16).unwrap(), 4, 4).is_err());
     }
 

@@ -61,8 +61,18 @@ impl Sample<'_> {
     fn weights(&self, head: usize, p: &mut [f32]) {
         let Sizes { n, m, .. } = self.sizes;
         let d = self.sizes.head();
-        let out = ViewMut { data: p, row_stride: m };
-        multiply(self.q.head(head, n, d), self.k.head(head, m, d).t(), out, self.sizes.scale(), false, Threads::One);
+        let out = ViewMut {
+            data: p,
+            row_stride: m,
+        };
+        multiply(
+            self.q.head(head, n, d),
+            self.k.head(head, m, d).t(),
+            out,
+            self.sizes.scale(),
+            false,
+            Threads::One,
+        );
         kernels::softmax_rows(p, m);
     }
 
@@ -80,8 +90,18 @@ impl Sample<'_> {
         for head in 0..heads {
             self.weights(head, p);
             self.drop_weights(head, p);
-            let out = ViewMut { data: &mut y[head * d..], row_stride: width };
-            multiply(View::new(p, n, m, m), self.v.head(head, m, d), out, 1.0, false, Threads::One);
+            let out = ViewMut {
+                data: &mut y[head * d..],
+                row_stride: width,
+            };
+            multiply(
+                View::new(p, n, m, m),
+                self.v.head(head, m, d),
+                out,
+                1.0,
+                false,
+                Threads::One,
+            );
         }
     }
 
@@ -101,9 +121,26 @@ impl Sample<'_> {
                 dp
             }
         };
-        multiply(View::new(dropped, n, m, m).t(), dy, dv, 1.0, false, Threads::One);
-        let out = ViewMut { data: dp, row_stride: m };
-        multiply(dy, self.v.head(head, m, d).t(), out, 1.0, false, Threads::One);
+        multiply(
+            View::new(dropped, n, m, m).t(),
+            dy,
+            dv,
+            1.0,
+            false,
+            Threads::One,
+        );
+        let out = ViewMut {
+            data: dp,
+            row_stride: m,
+        };
+        multiply(
+            dy,
+            self.v.head(head, m, d).t(),
+            out,
+            1.0,
+            false,
+            Threads::One,
+        );
         self.drop_weights(head, dp);
         kernels::softmax_backward_rows(p, dp, m, self.sizes.scale());
     }
@@ -112,20 +149,37 @@ impl Sample<'_> {
     fn backward_q(&self, head: usize, dq: ViewMut, scratch: &Scratch) {
         let Sizes { n, m, .. } = self.sizes;
         let k = self.k.head(head, m, self.sizes.head());
-        multiply(View::new(&scratch.dp, n, m, m), k, dq, 1.0, false, Threads::One);
+        multiply(
+            View::new(&scratch.dp, n, m, m),
+            k,
+            dq,
+            1.0,
+            false,
+            Threads::One,
+        );
     }
 
     /// Gradient with respect to the head's keys.
     fn backward_k(&self, head: usize, dk: ViewMut, scratch: &Scratch) {
         let Sizes { n, m, .. } = self.sizes;
         let q = self.q.head(head, n, self.sizes.head());
-        multiply(View::new(&scratch.dp, n, m, m).t(), q, dk, 1.0, false, Threads::One);
+        multiply(
+            View::new(&scratch.dp, n, m, m).t(),
+            q,
+            dk,
+            1.0,
+            false,
+            Threads::One,
+        );
     }
 }
 
 /// The matrix whose first element is `data[start]`.
 fn rows_from(data: &mut [f32], start: usize, row_stride: usize) -> ViewMut<'_> {
-    ViewMut { data: &mut data[start..], row_stride }
+    ViewMut {
+        data: &mut data[start..],
+        row_stride,
+    }
 }
 
 /// One head's weights and their gradient.
@@ -136,7 +190,10 @@ struct Scratch {
 
 impl Scratch {
     fn new(sizes: Sizes) -> Scratch {
-        Scratch { p: vec![0.0; sizes.weights()], dp: vec![0.0; sizes.weights()] }
+        Scratch {
+            p: vec![0.0; sizes.weights()],
+            dp: vec![0.0; sizes.weights()],
+        }
     }
 }
 
@@ -149,7 +206,10 @@ fn sample_mask(drop: Option<&KeepMask>, sizes: Sizes, b: usize) -> Option<(&[u8]
 fn check_mask(drop: Option<&KeepMask>, sizes: Sizes, batch: usize) -> Result<()> {
     match drop {
         Some(mask) if mask.keep().len() != batch * sizes.heads * sizes.weights() => {
-            bail!("dropout mask of {} elements for {batch} samples' attention weights", mask.keep().len())
+            bail!(
+                "dropout mask of {} elements for {batch} samples' attention weights",
+                mask.keep().len()
+            )
         }
         _ => Ok(()),
     }
@@ -164,14 +224,31 @@ pub(super) struct SelfAttention {
 impl SelfAttention {
     fn sizes(&self, dims: &[usize]) -> Result<(usize, Sizes)> {
         match *dims {
-            [batch, n, packed] => Ok((batch, Sizes { n, m: n, width: packed / 3, heads: self.heads })),
+            [batch, n, packed] => Ok((
+                batch,
+                Sizes {
+                    n,
+                    m: n,
+                    width: packed / 3,
+                    heads: self.heads,
+                },
+            )),
             _ => bail!("attention over {dims:?}, expected [B, N, 3 D]"),
         }
     }
 
     fn sample<'a>(&'a self, qkv: &'a [f32], sizes: Sizes, b: usize) -> Sample<'a> {
-        let part = |i: usize| Packed { data: &qkv[i * sizes.width..], row_stride: 3 * sizes.width };
-        Sample { sizes, q: part(0), k: part(1), v: part(2), drop: sample_mask(self.drop.as_ref(), sizes, b) }
+        let part = |i: usize| Packed {
+            data: &qkv[i * sizes.width..],
+            row_stride: 3 * sizes.width,
+        };
+        Sample {
+            sizes,
+            q: part(0),
+            k: part(1),
+            v: part(2),
+            drop: sample_mask(self.drop.as_ref(), sizes, b),
+        }
     }
 }
 
@@ -186,33 +263,54 @@ impl CustomOp1 for SelfAttention {
         check_mask(self.drop.as_ref(), sizes, batch)?;
         let Sizes { n, width, .. } = sizes;
         let mut y = vec![0f32; batch * n * width];
-        y.par_chunks_mut(n * width).zip(qkv.par_chunks(n * 3 * width)).enumerate().for_each_init(
-            || vec![0f32; sizes.weights()],
-            |scratch, (b, (y, qkv))| self.sample(qkv, sizes, b).forward(y, scratch),
-        );
+        y.par_chunks_mut(n * width)
+            .zip(qkv.par_chunks(n * 3 * width))
+            .enumerate()
+            .for_each_init(
+                || vec![0f32; sizes.weights()],
+                |scratch, (b, (y, qkv))| self.sample(qkv, sizes, b).forward(y, scratch),
+            );
         Ok((CpuStorage::F32(y), (batch, n, width).into()))
     }
 
     fn bwd(&self, qkv: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
         let (_, sizes) = self.sizes(qkv.dims())?;
-        let Sizes { n, width, heads, .. } = sizes;
+        let Sizes {
+            n, width, heads, ..
+        } = sizes;
         let d = sizes.head();
         let dqkv = with_slice(qkv, |qkv| {
             with_slice(dy, |dy| {
                 let mut dqkv = vec![0f32; qkv.len()];
                 let samples = qkv.par_chunks(n * 3 * width).zip(dy.par_chunks(n * width));
-                dqkv.par_chunks_mut(n * 3 * width).zip(samples).enumerate().for_each_init(
-                    || Scratch::new(sizes),
-                    |scratch, (b, (dqkv, (qkv, dy)))| {
-                        let sample = self.sample(qkv, sizes, b);
-                        for head in 0..heads {
-                            let start = |i: usize| i * width + head * d;
-                            sample.backward_head(head, dy, rows_from(dqkv, start(2), 3 * width), scratch);
-                            sample.backward_q(head, rows_from(dqkv, start(0), 3 * width), scratch);
-                            sample.backward_k(head, rows_from(dqkv, start(1), 3 * width), scratch);
-                        }
-                    },
-                );
+                dqkv.par_chunks_mut(n * 3 * width)
+                    .zip(samples)
+                    .enumerate()
+                    .for_each_init(
+                        || Scratch::new(sizes),
+                        |scratch, (b, (dqkv, (qkv, dy)))| {
+                            let sample = self.sample(qkv, sizes, b);
+                            for head in 0..heads {
+                                let start = |i: usize| i * width + head * d;
+                                sample.backward_head(
+                                    head,
+                                    dy,
+                                    rows_from(dqkv, start(2), 3 * width),
+                                    scratch,
+                                );
+                                sample.backward_q(
+                                    head,
+                                    rows_from(dqkv, start(0), 3 * width),
+                                    scratch,
+                                );
+                                sample.backward_k(
+                                    head,
+                                    rows_from(dqkv, start(1), 3 * width),
+                                    scratch,
+                                );
+                            }
+                        },
+                    );
                 Ok(dqkv)
             })
         })?;
@@ -229,17 +327,39 @@ pub(super) struct CrossAttention {
 impl CrossAttention {
     fn sizes(&self, q: &[usize], kv: &[usize]) -> Result<(usize, Sizes)> {
         match (q, kv) {
-            (&[batch, n, width], &[kv_batch, m, packed]) if batch == kv_batch && packed == 2 * width => {
-                Ok((batch, Sizes { n, m, width, heads: self.heads }))
+            (&[batch, n, width], &[kv_batch, m, packed])
+                if batch == kv_batch && packed == 2 * width =>
+            {
+                Ok((
+                    batch,
+                    Sizes {
+                        n,
+                        m,
+                        width,
+                        heads: self.heads,
+                    },
+                ))
             }
             _ => bail!("attention of {q:?} to {kv:?}, expected [B, N, D] and [B, M, 2 D]"),
         }
     }
 
     fn sample<'a>(&'a self, q: &'a [f32], kv: &'a [f32], sizes: Sizes, b: usize) -> Sample<'a> {
-        let part = |i: usize| Packed { data: &kv[i * sizes.width..], row_stride: 2 * sizes.width };
-        let q = Packed { data: q, row_stride: sizes.width };
-        Sample { sizes, q, k: part(0), v: part(1), drop: sample_mask(self.drop.as_ref(), sizes, b) }
+        let part = |i: usize| Packed {
+            data: &kv[i * sizes.width..],
+            row_stride: 2 * sizes.width,
+        };
+        let q = Packed {
+            data: q,
+            row_stride: sizes.width,
+        };
+        Sample {
+            sizes,
+            q,
+            k: part(0),
+            v: part(1),
+            drop: sample_mask(self.drop.as_ref(), sizes, b),
+        }
     }
 }
 
@@ -261,14 +381,23 @@ impl CustomOp2 for CrossAttention {
         let Sizes { n, m, width, .. } = sizes;
         let mut y = vec![0f32; batch * n * width];
         let samples = q.par_chunks(n * width).zip(kv.par_chunks(m * 2 * width));
-        y.par_chunks_mut(n * width).zip(samples).enumerate().for_each_init(
-            || vec![0f32; sizes.weights()],
-            |scratch, (b, (y, (q, kv)))| self.sample(q, kv, sizes, b).forward(y, scratch),
-        );
+        y.par_chunks_mut(n * width)
+            .zip(samples)
+            .enumerate()
+            .for_each_init(
+                || vec![0f32; sizes.weights()],
+                |scratch, (b, (y, (q, kv)))| self.sample(q, kv, sizes, b).forward(y, scratch),
+            );
         Ok((CpuStorage::F32(y), (batch, n, width).into()))
     }
 
-    fn bwd(&self, q: &Tensor, kv: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn bwd(
+        &self,
+        q: &Tensor,
+        kv: &Tensor,
+        _y: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (_, sizes) = self.sizes(q.dims(), kv.dims())?;
         let Sizes { n, m, width, heads } = sizes;
         let d = sizes.head();
@@ -277,19 +406,38 @@ impl CustomOp2 for CrossAttention {
                 with_slice(dy, |dy| {
                     let (mut dq, mut dkv) = (vec![0f32; q.len()], vec![0f32; kv.len()]);
                     let samples = q.par_chunks(n * width).zip(kv.par_chunks(m * 2 * width));
-                    let gradients = dq.par_chunks_mut(n * width).zip(dkv.par_chunks_mut(m * 2 * width));
-                    gradients.zip(samples).zip(dy.par_chunks(n * width)).enumerate().for_each_init(
-                        || Scratch::new(sizes),
-                        |scratch, (b, (((dq, dkv), (q, kv)), dy))| {
-                            let sample = self.sample(q, kv, sizes, b);
-                            for head in 0..heads {
-                                let start = |i: usize| i * width + head * d;
-                                sample.backward_head(head, dy, rows_from(dkv, start(1), 2 * width), scratch);
-                                sample.backward_k(head, rows_from(dkv, start(0), 2 * width), scratch);
-                                sample.backward_q(head, rows_from(dq, start(0), width), scratch);
-                            }
-                        },
-                    );
+                    let gradients = dq
+                        .par_chunks_mut(n * width)
+                        .zip(dkv.par_chunks_mut(m * 2 * width));
+                    gradients
+                        .zip(samples)
+                        .zip(dy.par_chunks(n * width))
+                        .enumerate()
+                        .for_each_init(
+                            || Scratch::new(sizes),
+                            |scratch, (b, (((dq, dkv), (q, kv)), dy))| {
+                                let sample = self.sample(q, kv, sizes, b);
+                                for head in 0..heads {
+                                    let start = |i: usize| i * width + head * d;
+                                    sample.backward_head(
+                                        head,
+                                        dy,
+                                        rows_from(dkv, start(1), 2 * width),
+                                        scratch,
+                                    );
+                                    sample.backward_k(
+                                        head,
+                                        rows_from(dkv, start(0), 2 * width),
+                                        scratch,
+                                    );
+                                    sample.backward_q(
+                                        head,
+                                        rows_from(dq, start(0), width),
+                                        scratch,
+                                    );
+                                }
+                            },
+                        );
                     Ok((dq, dkv))
                 })
             })

@@ -21,7 +21,9 @@ impl CustomOp1 for Gelu {
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = slice(x, layout)?;
         let mut y = vec![0f32; x.len()];
-        x.par_chunks(CHUNK).zip(y.par_chunks_mut(CHUNK)).for_each(|(x, y)| kernels::gelu(x, y));
+        x.par_chunks(CHUNK)
+            .zip(y.par_chunks_mut(CHUNK))
+            .for_each(|(x, y)| kernels::gelu(x, y));
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
 
@@ -49,7 +51,11 @@ impl Dropout {
     fn apply(&self, x: &[f32]) -> Result<Vec<f32>> {
         let keep = self.mask.keep();
         if keep.len() != x.len() {
-            bail!("dropout mask of {} elements for a tensor of {}", keep.len(), x.len());
+            bail!(
+                "dropout mask of {} elements for a tensor of {}",
+                keep.len(),
+                x.len()
+            );
         }
         let mut y = vec![0f32; x.len()];
         x.par_chunks(CHUNK)
@@ -66,7 +72,10 @@ impl CustomOp1 for Dropout {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        Ok((CpuStorage::F32(self.apply(slice(x, layout)?)?), layout.shape().clone()))
+        Ok((
+            CpuStorage::F32(self.apply(slice(x, layout)?)?),
+            layout.shape().clone(),
+        ))
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {

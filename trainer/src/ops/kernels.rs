@@ -1,11 +1,15 @@
 //! Loops over rows of f32, compiled for the widest vectors the processor has.
 //!
-//! Every sum runs over 16 lanes that are added up in a fixed order, and products are never contracted with sums, so
-//! that all processors give the same bits.
+//! Every sum runs over 16 lanes that are added up in a fixed order, and products are contracted with sums only where it
+//! is written so, so that all processors give the same bits.
 #![allow(unsafe_code)] // Calling a function compiled for a processor feature needs it; see `widest`.
 
 /// Lanes of every sum.
-const LANES: usize = 16;
+pub(super) const LANES: usize = 16;
+
+/// Rows that [`multiply_in_order`] takes at a time: as many chains of 16 lanes as hide the latency of a multiply-add and
+/// fit the registers of AVX2.
+pub(super) const CHAIN_ROWS: usize = 6;
 
 /// Defines functions that run as AVX-512, AVX2 or plain code, whichever the processor can.
 macro_rules! widest {
@@ -17,24 +21,23 @@ macro_rules! widest {
 
             #[cfg(target_arch = "x86_64")]
             {
-                #[target_feature(enable = "avx512f,avx512dq,avx512vl,avx2")]
+                #[target_feature(enable = "avx512f,avx512dq,avx512vl,avx2,fma")]
                 fn avx512($($arg: $type),*) {
                     body($($arg),*)
                 }
-                #[target_feature(enable = "avx2")]
+                #[target_feature(enable = "avx2,fma")]
                 fn avx2($($arg: $type),*) {
                     body($($arg),*)
                 }
-                if is_x86_feature_detected!("avx512f")
-                    && is_x86_feature_detected!("avx512dq")
-                    && is_x86_feature_detected!("avx512vl")
-                    && is_x86_feature_detected!("avx2")
-                {
-                    // SAFETY: all features that the function is compiled for were found.
-                    return unsafe { avx512($($arg),*) };
-                }
-                if is_x86_feature_detected!("avx2") {
-                    // SAFETY: the feature that the function is compiled for was found.
+                if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                    if is_x86_feature_detected!("avx512f")
+                        && is_x86_feature_detected!("avx512dq")
+                        && is_x86_feature_detected!("avx512vl")
+                    {
+                        // SAFETY: all features that the function is compiled for were found.
+                        return unsafe { avx512($($arg),*) };
+                    }
+                    // SAFETY: both features that the function is compiled for were found.
                     return unsafe { avx2($($arg),*) };
                 }
             }
@@ -134,6 +137,32 @@ widest! {
         }
     }
 
+    /// Up to [`CHAIN_ROWS`] rows of `x` `[M, K]` times `panels` `[N / 16, K, 16]` plus `bias` `[N]` into `y` `[M, N]`: each
+    /// element one chain of fused multiply-adds from the first of K to the last, then the bias.
+    pub(super) fn multiply_in_order(x: &[f32], panels: &[f32], bias: &[f32], n_in: usize, y: &mut [f32]) {
+        let n_out = bias.len();
+        let n_rows = x.len() / n_in;
+        // Rows that are missing at the end are the last one again; their sums go nowhere.
+        let rows: [&[f32]; CHAIN_ROWS] = std::array::from_fn(|row| &x[row.min(n_rows - 1) * n_in..][..n_in]);
+        for (panel, start) in panels.chunks_exact(n_in * LANES).zip((0..n_out).step_by(LANES)) {
+            let mut sums = [[0f32; LANES]; CHAIN_ROWS];
+            for (k, weights) in panel.chunks_exact(LANES).enumerate() {
+                for (sums, row) in sums.iter_mut().zip(&rows) {
+                    let value = row[k];
+                    for (sum, &weight) in sums.iter_mut().zip(weights) {
+                        *sum = value.mul_add(weight, *sum);
+                    }
+                }
+            }
+            let end = n_out.min(start + LANES);
+            for (sums, y) in sums.iter().zip(y.chunks_exact_mut(n_out)) {
+                for ((y, &sum), &b) in y[start..end].iter_mut().zip(sums).zip(&bias[start..end]) {
+                    *y = sum + b;
+                }
+            }
+        }
+    }
+
     /// Adds each row of `rows` to `total`.
     pub(super) fn add_rows(rows: &[f32], total: &mut [f32]) {
         for row in rows.chunks_exact(total.len()) {
@@ -162,7 +191,12 @@ fn sum(values: &[f32], of: impl Fn(f32) -> f32) -> f32 {
             *lane += of(value);
         }
     }
-    lanes.iter().sum::<f32>() + chunks.remainder().iter().map(|&value| of(value)).sum::<f32>()
+    lanes.iter().sum::<f32>()
+        + chunks
+            .remainder()
+            .iter()
+            .map(|&value| of(value))
+            .sum::<f32>()
 }
 
 #[inline(always)]
@@ -187,7 +221,10 @@ fn largest(values: &[f32]) -> f32 {
             *lane = if value > *lane { value } else { *lane };
         }
     }
-    lanes.iter().chain(chunks.remainder()).fold(f32::NEG_INFINITY, |largest, &value| largest.max(value))
+    lanes
+        .iter()
+        .chain(chunks.remainder())
+        .fold(f32::NEG_INFINITY, |largest, &value| largest.max(value))
 }
 
 /// `e^x` within 2 units in the last place, 0 far below and infinity far above.
@@ -206,10 +243,22 @@ fn exp(x: f32) -> f32 {
     let n = rounded - ROUND;
     let r = x - n * LN2_HIGH - n * LN2_LOW;
     let mut p = 1.987_569_1e-4;
-    for coefficient in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_3e-1] {
+    for coefficient in [
+        1.398_199_9e-3,
+        8.333_452e-3,
+        4.166_579_6e-2,
+        1.666_666_5e-1,
+        5.000_000_3e-1,
+    ] {
         p = p * r + coefficient;
     }
-    let power_of_two = f32::from_bits(rounded.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127) << 23);
+    let power_of_two = f32::from_bits(
+        rounded
+            .to_bits()
+            .wrapping_sub(ROUND.to_bits())
+            .wrapping_add(127)
+            << 23,
+    );
     (p * r * r + r + 1.0) * power_of_two
 }
 
@@ -228,9 +277,14 @@ fn erf(x: f32) -> f32 {
     let x = if x > 4.0 { 4.0 } else { x };
     let square = x * x;
     let mut numerator = -2.726_142_3e-10;
-    for coefficient in
-        [2.770_681_4e-8, -2.101_024e-6, -5.692_506_4e-5, -7.349_906_4e-4, -2.954_599_8e-3, -1.609_603_3e-2]
-    {
+    for coefficient in [
+        2.770_681_4e-8,
+        -2.101_024e-6,
+        -5.692_506_4e-5,
+        -7.349_906_4e-4,
+        -2.954_6e-3,
+        -1.609_603_3e-2,
+    ] {
         numerator = numerator * square + coefficient;
     }
     let mut denominator = -1.456_607_2e-5;
@@ -249,7 +303,10 @@ mod tests {
         for i in -8700..8800 {
             let x = i as f32 / 100.0;
             let (got, want) = (f64::from(exp(x)), f64::from(x).exp());
-            assert!((got / want - 1.0).abs() < 2.5e-7, "exp({x}) = {got}, expected {want}");
+            assert!(
+                (got / want - 1.0).abs() < 2.5e-7,
+                "exp({x}) = {got}, expected {want}"
+            );
         }
         assert!(exp(-1000.0) < 2e-38 && exp(1000.0) > 1e38);
         assert_eq!(exp(0.0), 1.0);
@@ -268,7 +325,11 @@ mod tests {
             (3.0, 0.999_977_91),
             (9.0, 1.0),
         ] {
-            assert!((f64::from(erf(x)) - want).abs() < 2e-7, "erf({x}) = {}", erf(x));
+            assert!(
+                (f64::from(erf(x)) - want).abs() < 2e-7,
+                "erf({x}) = {}",
+                erf(x)
+            );
             assert_eq!(erf(-x), -erf(x));
         }
     }
@@ -277,7 +338,10 @@ mod tests {
     fn softmax_of_extreme_rows_is_finite() {
         let mut rows = vec![-1e30, 0.0, 1e30, 5.0, 5.0, 5.0];
         softmax_rows(&mut rows, 3);
-        assert_eq!(rows[..3], [0.0, 0.0, 1.0].map(|v: f32| if v == 0.0 { rows[0] } else { v }));
+        assert_eq!(
+            rows[..3],
+            [0.0, 0.0, 1.0].map(|v: f32| if v == 0.0 { rows[0] } else { v })
+        );
         assert!(rows[0] < 1e-37);
         assert!(rows[3..].iter().all(|p| (p - 1.0 / 3.0).abs() < 1e-6));
     }

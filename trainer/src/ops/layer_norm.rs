@@ -28,7 +28,11 @@ impl CustomOp3 for LayerNorm {
         bias: &CpuStorage,
         bias_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (x, weight, bias) = (slice(x, x_layout)?, slice(weight, weight_layout)?, slice(bias, bias_layout)?);
+        let (x, weight, bias) = (
+            slice(x, x_layout)?,
+            slice(weight, weight_layout)?,
+            slice(bias, bias_layout)?,
+        );
         let chunk = ROWS * weight.len();
         let mut y = vec![0f32; x.len()];
         x.par_chunks(chunk)
@@ -57,7 +61,9 @@ impl CustomOp3 for LayerNorm {
                         .zip(dx.par_chunks_mut(chunk))
                         .map(|((x, dy), dx)| {
                             let (mut dw, mut db) = (vec![0f32; width], vec![0f32; width]);
-                            kernels::layer_norm_backward_rows(x, weight, dy, dx, &mut dw, &mut db, self.eps);
+                            kernels::layer_norm_backward_rows(
+                                x, weight, dy, dx, &mut dw, &mut db, self.eps,
+                            );
                             (dw, db)
                         })
                         .collect();
@@ -70,6 +76,10 @@ impl CustomOp3 for LayerNorm {
                 })
             })
         })?;
-        Ok((Some(tensor_like(dx, x)?), Some(tensor_like(dweight, weight)?), Some(tensor_like(dbias, bias)?)))
+        Ok((
+            Some(tensor_like(dx, x)?),
+            Some(tensor_like(dweight, weight)?),
+            Some(tensor_like(dbias, bias)?),
+        ))
     }
 }

@@ -25,7 +25,13 @@ pub(super) struct View<'a> {
 impl<'a> View<'a> {
     /// A row-major matrix whose rows are `row_stride` apart.
     pub fn new(data: &'a [f32], rows: usize, columns: usize, row_stride: usize) -> View<'a> {
-        View { data, rows, columns, row_stride, column_stride: 1 }
+        View {
+            data,
+            rows,
+            columns,
+            row_stride,
+            column_stride: 1,
+        }
     }
 
     /// The transpose.
@@ -42,7 +48,8 @@ impl<'a> View<'a> {
     fn is_inside(&self) -> bool {
         self.rows == 0
             || self.columns == 0
-            || (self.rows - 1) * self.row_stride + (self.columns - 1) * self.column_stride < self.data.len()
+            || (self.rows - 1) * self.row_stride + (self.columns - 1) * self.column_stride
+                < self.data.len()
     }
 }
 
@@ -55,11 +62,21 @@ pub(super) struct ViewMut<'a> {
 }
 
 /// `out = factor * a b`, or `out += factor * a b` with `accumulate`.
-pub(super) fn multiply(a: View, b: View, out: ViewMut, factor: f32, accumulate: bool, threads: Threads) {
+pub(super) fn multiply(
+    a: View,
+    b: View,
+    out: ViewMut,
+    factor: f32,
+    accumulate: bool,
+    threads: Threads,
+) {
     let (m, k, n) = (a.rows, a.columns, b.columns);
     assert_eq!(k, b.rows, "inner dimensions of a product");
     let written = View::new(out.data, m, n, out.row_stride);
-    assert!(a.is_inside() && b.is_inside() && written.is_inside(), "a matrix reaches out of its slice");
+    assert!(
+        a.is_inside() && b.is_inside() && written.is_inside(),
+        "a matrix reaches out of its slice"
+    );
     assert!(out.row_stride >= n, "rows of the result overlap");
     let parallelism = match threads {
         Threads::One => Parallelism::None,
@@ -104,7 +121,17 @@ mod tests {
         let b = View::new(&b, 2, 2, 2);
         let product = |a: View, b: View, factor, start: f32, accumulate| {
             let mut out = [start; 5];
-            multiply(a, b, ViewMut { data: &mut out, row_stride: 3 }, factor, accumulate, Threads::One);
+            multiply(
+                a,
+                b,
+                ViewMut {
+                    data: &mut out,
+                    row_stride: 3,
+                },
+                factor,
+                accumulate,
+                Threads::One,
+            );
             assert_eq!(out[2], start, "between the rows");
             [out[0], out[1], out[3], out[4]]
         };
@@ -121,6 +148,16 @@ mod tests {
         let mut out = [0.0; 4];
         let a = View::new(&data, 2, 3, 3);
         let b = View::new(&data, 3, 1, 1);
-        multiply(a, b, ViewMut { data: &mut out, row_stride: 1 }, 1.0, false, Threads::One);
+        multiply(
+            a,
+            b,
+            ViewMut {
+                data: &mut out,
+                row_stride: 1,
+            },
+            1.0,
+            false,
+            Threads::One,
+        );
     }
 }

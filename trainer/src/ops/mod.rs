@@ -31,8 +31,30 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
     if !is_fused(x) {
         return plain::linear(x, weight, bias);
     }
-    let op = linear::Linear { needs_dx: x.track_op() };
-    Ok(x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, op)?)
+    let op = linear::Linear {
+        needs_dx: x.track_op(),
+        in_order: false,
+    };
+    Ok(x.contiguous()?
+        .apply_op3(&weight.contiguous()?, &bias.contiguous()?, op)?)
+}
+
+/// As [`linear`], but summed over the inner dimension strictly in its order, which the CPU's f32 form does as the
+/// reference's convolution, bit for bit.
+///
+/// # Errors
+/// As [`linear`].
+pub fn linear_in_order(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    expect_width("input of linear", x, weight.dim(1)?)?;
+    if !is_fused(x) {
+        return plain::linear(x, weight, bias);
+    }
+    let op = linear::Linear {
+        needs_dx: x.track_op(),
+        in_order: true,
+    };
+    Ok(x.contiguous()?
+        .apply_op3(&weight.contiguous()?, &bias.contiguous()?, op)?)
 }
 
 /// Normalisation over the last dimension (biased variance, `eps` inside the root), then scale and shift.
@@ -45,7 +67,8 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resul
         return plain::layer_norm(x, weight, bias, eps);
     }
     let op = layer_norm::LayerNorm { eps: eps as f32 };
-    Ok(x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, op)?)
+    Ok(x.contiguous()?
+        .apply_op3(&weight.contiguous()?, &bias.contiguous()?, op)?)
 }
 
 /// The exact Gaussian error linear unit, `x Φ(x)`.
@@ -68,7 +91,8 @@ pub fn dropout(x: &Tensor, mask: &KeepMask) -> Result<Tensor> {
     if !is_fused(x) {
         return plain::dropout(x, mask);
     }
-    Ok(x.contiguous()?.apply_op1(elementwise::Dropout { mask: mask.clone() })?)
+    Ok(x.contiguous()?
+        .apply_op1(elementwise::Dropout { mask: mask.clone() })?)
 }
 
 /// Multi-head attention of a sequence to itself: `qkv` `[B, N, 3 D]` holds queries, keys and values side by side, each
@@ -89,7 +113,10 @@ pub fn self_attention(qkv: &Tensor, n_heads: usize, drop: Option<&KeepMask>) -> 
     if !is_fused(qkv) {
         return plain::self_attention(qkv, n_heads, drop);
     }
-    let op = attention::SelfAttention { heads: n_heads, drop: drop.cloned() };
+    let op = attention::SelfAttention {
+        heads: n_heads,
+        drop: drop.cloned(),
+    };
     Ok(qkv.contiguous()?.apply_op1(op)?)
 }
 
@@ -98,7 +125,12 @@ pub fn self_attention(qkv: &Tensor, n_heads: usize, drop: Option<&KeepMask>) -> 
 ///
 /// # Errors
 /// [`Error::Shape`] if the widths do not fit, or the mask is not one of the weights.
-pub fn cross_attention(q: &Tensor, kv: &Tensor, n_heads: usize, drop: Option<&KeepMask>) -> Result<Tensor> {
+pub fn cross_attention(
+    q: &Tensor,
+    kv: &Tensor,
+    n_heads: usize,
+    drop: Option<&KeepMask>,
+) -> Result<Tensor> {
     let (batch, n, width) = q.dims3()?;
     expect_width("packed keys and values", kv, 2 * width)?;
     if n_heads == 0 || !width.is_multiple_of(n_heads) {
@@ -108,11 +140,16 @@ pub fn cross_attention(q: &Tensor, kv: &Tensor, n_heads: usize, drop: Option<&Ke
             expected: format!("[B, N, D] with D a multiple of {n_heads} heads"),
         });
     }
-    drop.map_or(Ok(()), |mask| expect_mask(batch * n_heads * n * kv.dim(D::Minus2)?, mask))?;
+    drop.map_or(Ok(()), |mask| {
+        expect_mask(batch * n_heads * n * kv.dim(D::Minus2)?, mask)
+    })?;
     if !is_fused(q) {
         return plain::cross_attention(q, kv, n_heads, drop);
     }
-    let op = attention::CrossAttention { heads: n_heads, drop: drop.cloned() };
+    let op = attention::CrossAttention {
+        heads: n_heads,
+        drop: drop.cloned(),
+    };
     Ok(q.contiguous()?.apply_op2(&kv.contiguous()?, op)?)
 }
 
@@ -125,7 +162,11 @@ fn expect_width(what: &str, x: &Tensor, width: usize) -> Result<()> {
     if x.dims().last() == Some(&width) {
         return Ok(());
     }
-    Err(Error::Shape { what: what.to_owned(), got: x.dims().to_vec(), expected: format!("[.., {width}]") })
+    Err(Error::Shape {
+        what: what.to_owned(),
+        got: x.dims().to_vec(),
+        expected: format!("[.., {width}]"),
+    })
 }
 
 fn expect_mask(n_elements: usize, mask: &KeepMask) -> Result<()> {

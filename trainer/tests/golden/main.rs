@@ -4,6 +4,8 @@
 //! Each part runs every case that its `manifest.json` lists, whatever the sizes, seeds and options, and fails on a
 //! case that it does not understand. A part that is absent is skipped aloud.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod models;
 mod support;
 mod tables;

@@ -26,7 +26,9 @@ fn part_i_mae() {
 }
 
 fn run(name: &str, kind: ModelKind) {
-    let Some((folder, manifest)) = part(name) else { return };
+    let Some((folder, manifest)) = part(name) else {
+        return;
+    };
     let mut report = Report::default();
     for (file, entry) in files(&manifest) {
         let tensors = Tensors::read(&folder.join(&file), entry, &mut report);
@@ -42,7 +44,11 @@ enum Model {
 }
 
 impl Model {
-    fn new(config: &ModelConfig, weights: &HashMap<String, Tensor>, dtype: DType) -> (Model, Params) {
+    fn new(
+        config: &ModelConfig,
+        weights: &HashMap<String, Tensor>,
+        dtype: DType,
+    ) -> (Model, Params) {
         let mut params = Params::new(0, dtype, &Device::Cpu);
         let model = match config.kind {
             ModelKind::Siamese => Model::Siamese(Siamese::new(config, &mut params).unwrap()),
@@ -61,13 +67,27 @@ impl Model {
     }
 }
 
-fn file_cases(file: &str, meta: &Value, mut tensors: Tensors, kind: ModelKind, report: &mut Report) {
+fn file_cases(
+    file: &str,
+    meta: &Value,
+    mut tensors: Tensors,
+    kind: ModelKind,
+    report: &mut Report,
+) {
     let config = config(&meta["config"], meta["mask_ratio"].as_f64().unwrap(), kind);
     let weights: HashMap<String, Tensor> = tensors.take_prefixed("w.").into_iter().collect();
     let views = tensors.expect("imgs");
-    let views = if views.rank() == 4 { views.unsqueeze(1).unwrap() } else { views };
+    let views = if views.rank() == 4 {
+        views.unsqueeze(1).unwrap()
+    } else {
+        views
+    };
     let masking = masking(&mut tensors, &config, report);
-    assert_eq!(meta["len_keep"].as_u64(), Some(masking.n_kept() as u64), "{file}: len_keep");
+    assert_eq!(
+        meta["len_keep"].as_u64(),
+        Some(masking.n_kept() as u64),
+        "{file}: len_keep"
+    );
 
     // Activations do not depend on the loss.
     let (model, params) = Model::new(&config, &weights, DType::F32);
@@ -83,37 +103,76 @@ fn file_cases(file: &str, meta: &Value, mut tensors: Tensors, kind: ModelKind, r
     }
     drop(params);
 
-    let target_view = views.narrow(1, forward.target_view, 1).unwrap().squeeze(1).unwrap();
+    let target_view = views
+        .narrow(1, forward.target_view, 1)
+        .unwrap()
+        .squeeze(1)
+        .unwrap();
     let patches = patchify(&target_view, config.sizes().patch_size).unwrap();
     for (loss_name, norm_pix_loss) in [("norm_pix", true), ("raw_pix", false)] {
         if let Some(want) = tensors.take(&format!("target.{loss_name}")) {
             let got = pixel_targets(&patches, norm_pix_loss).unwrap();
-            report.tensor(&format!("{file}: target.{loss_name}"), &got, &want, ACTIVATION);
+            report.tensor(
+                &format!("{file}: target.{loss_name}"),
+                &got,
+                &want,
+                ACTIVATION,
+            );
         }
-        let config = ModelConfig { norm_pix_loss, ..config.clone() };
+        let config = ModelConfig {
+            norm_pix_loss,
+            ..config.clone()
+        };
         if let Some(want) = tensors.take(&format!("loss.{loss_name}")) {
             let (model, params) = Model::new(&config, &weights, DType::F32);
             let loss = model.forward(&views, &masking, Pass::evaluation()).loss;
-            report.number(&format!("{file}: loss.{loss_name}"), scalar(&loss), scalar(&want), LOSS);
+            report.number(
+                &format!("{file}: loss.{loss_name}"),
+                scalar(&loss),
+                scalar(&want),
+                LOSS,
+            );
             let wanted = tensors.take_prefixed(&format!("grad.{loss_name}."));
             if wanted.is_empty() {
                 continue;
             }
             let gradients = loss.backward().unwrap();
-            assert_eq!(wanted.len(), params.iter_trainable().count(), "{file}: gradients of {loss_name}");
+            assert_eq!(
+                wanted.len(),
+                params.iter_trainable().count(),
+                "{file}: gradients of {loss_name}"
+            );
             for (name, want) in wanted {
-                let param = params.get(&name).unwrap_or_else(|| panic!("{file}: gradient of {name} is not understood"));
-                let got = gradients.get(&param.var).unwrap_or_else(|| panic!("{name} has no gradient"));
+                let param = params
+                    .get(&name)
+                    .unwrap_or_else(|| panic!("{file}: gradient of {name} is not understood"));
+                let got = gradients
+                    .get(&param.var)
+                    .unwrap_or_else(|| panic!("{name} has no gradient"));
                 report.gradient(&format!("{file}: grad.{loss_name}.{name}"), got, &want);
             }
         }
     }
     for (loss_name, norm_pix_loss) in [("norm_pix", true), ("raw_pix", false)] {
         if let Some(want) = tensors.take(&format!("loss64.{loss_name}")) {
-            let config = ModelConfig { norm_pix_loss, ..config.clone() };
+            let config = ModelConfig {
+                norm_pix_loss,
+                ..config.clone()
+            };
             let (model, _params) = Model::new(&config, &weights, DType::F64);
-            let loss = model.forward(&views.to_dtype(DType::F64).unwrap(), &masking, Pass::evaluation()).loss;
-            report.number(&format!("{file}: loss64.{loss_name}"), scalar(&loss), scalar(&want), 1e-10);
+            let loss = model
+                .forward(
+                    &views.to_dtype(DType::F64).unwrap(),
+                    &masking,
+                    Pass::evaluation(),
+                )
+                .loss;
+            report.number(
+                &format!("{file}: loss64.{loss_name}"),
+                scalar(&loss),
+                scalar(&want),
+                1e-10,
+            );
         }
     }
     tensors.finish(report);
@@ -121,7 +180,14 @@ fn file_cases(file: &str, meta: &Value, mut tensors: Tensors, kind: ModelKind, r
 
 /// Compares an activation. Ours are without what the reference computes in vain: embeddings of removed patches, and
 /// the class token's prediction.
-fn activation(file: &str, name: &str, got: &Tensor, want: Tensor, masking: &Masking, report: &mut Report) {
+fn activation(
+    file: &str,
+    name: &str,
+    got: &Tensor,
+    want: Tensor,
+    masking: &Masking,
+    report: &mut Report,
+) {
     let want = match name {
         "patch_embed" | "view2.patch_embed" => masking.gather(&want).unwrap(),
         "decoder_pred" => want.narrow(1, 1, want.dim(1).unwrap() - 1).unwrap(),
@@ -133,7 +199,12 @@ fn activation(file: &str, name: &str, got: &Tensor, want: Tensor, masking: &Mask
 /// The mask that the noise gives, compared with the reference's.
 fn masking(tensors: &mut Tensors, config: &ModelConfig, report: &mut Report) -> Masking {
     let sizes = config.sizes();
-    let noise = tensors.expect("mask.noise").flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let noise = tensors
+        .expect("mask.noise")
+        .flatten_all()
+        .unwrap()
+        .to_vec1::<f32>()
+        .unwrap();
     let masking = random_masking(&noise, sizes.n_patches(), sizes.mask_ratio).unwrap();
     let (batch, n, k) = (masking.batch(), sizes.n_patches(), masking.n_kept());
     let ids = |ids: &[u32], width| {
@@ -141,13 +212,26 @@ fn masking(tensors: &mut Tensors, config: &ModelConfig, report: &mut Report) -> 
         ids.to_dtype(DType::I64).unwrap()
     };
     let mut shuffle = vec![0u32; batch * n];
-    for (shuffle, restore) in shuffle.chunks_exact_mut(n).zip(masking.ids_restore().chunks_exact(n)) {
+    for (shuffle, restore) in shuffle
+        .chunks_exact_mut(n)
+        .zip(masking.ids_restore().chunks_exact(n))
+    {
         for (patch, &place) in restore.iter().enumerate() {
             shuffle[place as usize] = patch as u32;
         }
     }
-    report.tensor("mask.ids_shuffle", &ids(&shuffle, n), &tensors.expect("mask.ids_shuffle"), 0.0);
-    report.tensor("mask.ids_restore", &ids(masking.ids_restore(), n), &tensors.expect("mask.ids_restore"), 0.0);
+    report.tensor(
+        "mask.ids_shuffle",
+        &ids(&shuffle, n),
+        &tensors.expect("mask.ids_shuffle"),
+        0.0,
+    );
+    report.tensor(
+        "mask.ids_restore",
+        &ids(masking.ids_restore(), n),
+        &tensors.expect("mask.ids_restore"),
+        0.0,
+    );
     if let Some(want) = tensors.take("mask.ids_keep") {
         report.tensor("mask.ids_keep", &ids(masking.ids_keep(), k), &want, 0.0);
     }
@@ -158,7 +242,11 @@ fn masking(tensors: &mut Tensors, config: &ModelConfig, report: &mut Report) -> 
 
 /// The configuration that a manifest describes; an option that we do not know is an error.
 fn config(described: &Value, mask_ratio: f64, kind: ModelKind) -> ModelConfig {
-    let mut config = ModelConfig { kind, mask_ratio: Some(mask_ratio), ..Default::default() };
+    let mut config = ModelConfig {
+        kind,
+        mask_ratio: Some(mask_ratio),
+        ..Default::default()
+    };
     for (key, value) in described.as_object().unwrap() {
         let size = value.as_u64().map(|n| n as usize);
         match key.as_str() {

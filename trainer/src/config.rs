@@ -9,6 +9,8 @@ mod paper;
 pub use differences::{Differences, differences};
 pub use paper::Paper;
 
+use std::path::Path;
+
 use pipeline::config::{DataConfig, ViewsKind};
 use serde::{Deserialize, Serialize};
 
@@ -168,20 +170,34 @@ impl TrainConfig {
         if overrides.is_empty() {
             return Self::from_toml(text);
         }
-        let syntax =
-            |error: toml::de::Error| Error::ConfigSyntax(error.to_string().trim_end().to_string());
-        let mut table: toml::Table = toml::from_str(text).map_err(syntax)?;
+        Self::from_table(parse(text)?, overrides)
+    }
+
+    /// Reads a configuration file, then sets each `dotted.key=value` as [`Self::from_toml_with_overrides`] does.
+    ///
+    /// `extends = "other.toml"` at the top of a file, relative to its folder, takes every value that the file leaves
+    /// out from another one: an ablation says only what it changes.
+    ///
+    /// # Errors
+    /// [`Error::Io`] naming the file; [`Error::ConfigSyntax`] naming the file and the place in it, or files that
+    /// extend one another without end.
+    pub fn read(path: &Path, overrides: &[impl AsRef<str>]) -> Result<Self> {
+        Self::from_table(extended(path, 0)?, overrides).map_err(|error| in_file(path, error))
+    }
+
+    fn from_table(mut table: toml::Table, overrides: &[impl AsRef<str>]) -> Result<Self> {
         for text in overrides {
             set(&mut table, text.as_ref())?;
         }
         let written: Vec<_> = overrides.iter().map(|text| text.as_ref()).collect();
         table.try_into().map_err(|error: toml::de::Error| {
             let message = error.to_string();
-            Error::ConfigSyntax(format!(
-                "{} (with {})",
-                message.trim_end(),
-                written.join(", ")
-            ))
+            let with = if written.is_empty() {
+                String::new()
+            } else {
+                format!(" (with {})", written.join(", "))
+            };
+            Error::ConfigSyntax(format!("{}{with}", message.trim_end()))
         })
     }
 
@@ -377,6 +393,55 @@ fn expect(holds: bool, message: impl FnOnce() -> String) -> Result<()> {
     }
 }
 
+/// Files that may stand behind one another through `extends`.
+const MAX_EXTENDS: usize = 8;
+
+fn parse(text: &str) -> Result<toml::Table> {
+    toml::from_str(text).map_err(|error: toml::de::Error| {
+        Error::ConfigSyntax(error.to_string().trim_end().to_string())
+    })
+}
+
+fn in_file(path: &Path, error: Error) -> Error {
+    match error {
+        Error::ConfigSyntax(problem) => {
+            Error::ConfigSyntax(format!("{}: {problem}", path.display()))
+        }
+        other => other,
+    }
+}
+
+/// The table of a file on top of those of the files that it extends.
+fn extended(path: &Path, depth: usize) -> Result<toml::Table> {
+    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    let mut table = parse(&text).map_err(|error| in_file(path, error))?;
+    let problem = match table.remove("extends") {
+        None => return Ok(table),
+        Some(toml::Value::String(_)) if depth == MAX_EXTENDS => {
+            format!("extends more than {MAX_EXTENDS} files, expected an end")
+        }
+        Some(toml::Value::String(base)) => {
+            let mut base = extended(&path.with_file_name(base), depth + 1)?;
+            lay_over(&mut base, table);
+            return Ok(base);
+        }
+        Some(other) => format!("extends is {other}, expected the name of a file"),
+    };
+    Err(in_file(path, Error::ConfigSyntax(problem)))
+}
+
+/// Replaces values of `base` by those of `over`, table by table.
+fn lay_over(base: &mut toml::Table, over: toml::Table) {
+    for (key, value) in over {
+        match (base.get_mut(&key), value) {
+            (Some(toml::Value::Table(inner)), toml::Value::Table(over)) => lay_over(inner, over),
+            (_, value) => {
+                base.insert(key, value);
+            }
+        }
+    }
+}
+
 /// Sets one `dotted.key=value` in a table.
 fn set(table: &mut toml::Table, text: &str) -> Result<()> {
     let wrong = |problem: &str| Error::ConfigSyntax(format!("override {text:?} {problem}"));
@@ -412,6 +477,32 @@ fn set(table: &mut toml::Table, text: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_may_say_only_what_it_changes() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        write("base.toml", "name = \"base\"\n[model]\ndepth = 3\nmask_ratio = 0.5\n");
+        let over = write("over.toml", "extends = \"base.toml\"\n[model]\ndepth = 5\n");
+        let config = TrainConfig::read(&over, &["seed=7"]).unwrap();
+        assert_eq!((config.name.as_str(), config.seed), ("base", 7));
+        assert_eq!((config.model.depth, config.model.mask_ratio), (Some(5), Some(0.5)));
+
+        let circle = write("circle.toml", "extends = \"circle.toml\"\n");
+        for (path, named) in [
+            (circle, "extends more than 8 files"),
+            (write("number.toml", "extends = 3\n"), "extends is 3"),
+            (write("gone.toml", "extends = \"nowhere.toml\"\n"), "nowhere.toml"),
+            (write("typo.toml", "extends = \"base.toml\"\nsed = 1\n"), "typo.toml"),
+        ] {
+            let message = TrainConfig::read(&path, &[""; 0]).unwrap_err().to_string();
+            assert!(message.contains(named), "{message}");
+        }
+    }
 
     fn valid() -> TrainConfig {
         let mut config = TrainConfig::default();

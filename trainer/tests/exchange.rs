@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use trainer::exchange::{
-    CARD_FILE, ExportOptions, Format, IMPORT_FILE, ImportOptions, Imported, PROBE_FILE, Target, checkpoint_info, export,
-    import,
+    CARD_FILE, ExportOptions, Format, IMPORT_FILE, ImportOptions, Imported, PROBE_FILE, Target,
+    checkpoint_info, export, import,
 };
 use trainer::models::{self, ModelConfig, ModelKind};
 use trainer::nn::params::Params;
@@ -39,7 +39,10 @@ type Tensors = BTreeMap<String, Tensor>;
 fn parameters(config: &ModelConfig, seed: u64) -> Tensors {
     let mut params = Params::new(seed, DType::F32, &Device::Cpu);
     models::build(config, &mut params).unwrap();
-    params.iter().map(|param| (param.name.clone(), param.var.as_tensor().clone())).collect()
+    params
+        .iter()
+        .map(|param| (param.name.clone(), param.var.as_tensor().clone()))
+        .collect()
 }
 
 fn save(tensors: &Tensors, path: &Path) {
@@ -48,11 +51,22 @@ fn save(tensors: &Tensors, path: &Path) {
 }
 
 fn heads() -> ImportOptions {
-    ImportOptions { num_heads: Some(3), decoder_num_heads: Some(2), ..Default::default() }
+    ImportOptions {
+        num_heads: Some(3),
+        decoder_num_heads: Some(2),
+        ..Default::default()
+    }
 }
 
 fn bits(tensor: &Tensor) -> Vec<u32> {
-    tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f32::to_bits).collect()
+    tensor
+        .flatten_all()
+        .unwrap()
+        .to_vec1::<f32>()
+        .unwrap()
+        .into_iter()
+        .map(f32::to_bits)
+        .collect()
 }
 
 fn assert_same(expected: &Tensors, got: &Tensors, left_out: &[String]) {
@@ -80,7 +94,10 @@ fn every_format_comes_back_bit_by_bit() {
         let (dir, tensors, imported) = checkpoint(root.path(), kind);
         assert_eq!(imported.model.kind, kind);
         // no tensor tells the ratio
-        let expected = ModelConfig { mask_ratio: imported.model.mask_ratio, ..tiny(kind) };
+        let expected = ModelConfig {
+            mask_ratio: imported.model.mask_ratio,
+            ..tiny(kind)
+        };
         assert_eq!(imported.model.sizes(), expected.sizes());
         assert_same(&tensors, &imported.tensors(), &[]);
         assert_eq!(checkpoint_info(&dir).unwrap().model, imported.model);
@@ -89,7 +106,11 @@ fn every_format_comes_back_bit_by_bit() {
             let report = export(&dir, &dst, &ExportOptions { to, probe: true }).unwrap();
             let whole = to == Target::Torch || to == Target::HuggingFace && kind == ModelKind::Mae;
             assert_eq!(report.left_out.is_empty(), whole, "{kind:?} {to:?}");
-            for file in report.files.iter().filter(|f| f.name != PROBE_FILE && !f.name.ends_with(".json")) {
+            for file in report
+                .files
+                .iter()
+                .filter(|f| f.name != PROBE_FILE && !f.name.ends_with(".json"))
+            {
                 // the .pth carries no configuration, so its heads have to be told
                 let back = import(&dst.join(&file.name), &heads()).unwrap();
                 assert_same(&tensors, &back.tensors(), &report.left_out);
@@ -97,7 +118,10 @@ fn every_format_comes_back_bit_by_bit() {
                 assert_eq!(back.tensors().len(), tensors.len());
             }
             let own = import(&dst.join("model.safetensors"), &ImportOptions::default()).unwrap();
-            assert_eq!(own.model, imported.model, "{kind:?} {to:?}: the configuration comes along");
+            assert_eq!(
+                own.model, imported.model,
+                "{kind:?} {to:?}: the configuration comes along"
+            );
         }
     }
 }
@@ -108,9 +132,20 @@ fn exports_are_reproducible_and_carded() {
     let (dir, ..) = checkpoint(root.path(), ModelKind::Mae);
     let [a, b] = ["a", "b"].map(|name| {
         let dst = root.path().join(name);
-        let report = export(&dir, &dst, &ExportOptions { to: Target::Torch, probe: false }).unwrap();
+        let report = export(
+            &dir,
+            &dst,
+            &ExportOptions {
+                to: Target::Torch,
+                probe: false,
+            },
+        )
+        .unwrap();
         for file in &report.files {
-            assert_eq!(std::fs::metadata(dst.join(&file.name)).unwrap().len(), file.bytes);
+            assert_eq!(
+                std::fs::metadata(dst.join(&file.name)).unwrap().len(),
+                file.bytes
+            );
         }
         (report.files, std::fs::read(dst.join(CARD_FILE)).unwrap())
     });
@@ -119,8 +154,18 @@ fn exports_are_reproducible_and_carded() {
     assert_eq!(card["model"]["embed_dim"], 24);
     assert_eq!(card["format"], "torch");
     assert_eq!(card["files"].as_array().unwrap().len(), 2);
-    assert_eq!(card["checkpoint"]["imported_from"]["file"], "own.safetensors");
-    let again = export(&dir, &root.path().join("a"), &ExportOptions { to: Target::Timm, probe: false });
+    assert_eq!(
+        card["checkpoint"]["imported_from"]["file"],
+        "own.safetensors"
+    );
+    let again = export(
+        &dir,
+        &root.path().join("a"),
+        &ExportOptions {
+            to: Target::Timm,
+            probe: false,
+        },
+    );
     assert!(again.unwrap_err().to_string().contains("is there already"));
     assert!(dir.join(IMPORT_FILE).is_file());
 }
@@ -136,9 +181,30 @@ fn the_encoder_alone_needs_no_permission_and_the_rest_does() {
     save(&tensors, &file);
     let imported = import(&file, &heads()).unwrap();
     assert_eq!(imported.model.kind, ModelKind::Siamese);
-    assert!(imported.notes.iter().any(|note| note.contains("head.weight")), "{:?}", imported.notes);
-    assert!(imported.notes.iter().any(|note| note.contains("encoder alone")), "{:?}", imported.notes);
-    let mae = import(&file, &ImportOptions { kind: Some(ModelKind::Mae), ..heads() }).unwrap();
+    assert!(
+        imported
+            .notes
+            .iter()
+            .any(|note| note.contains("head.weight")),
+        "{:?}",
+        imported.notes
+    );
+    assert!(
+        imported
+            .notes
+            .iter()
+            .any(|note| note.contains("encoder alone")),
+        "{:?}",
+        imported.notes
+    );
+    let mae = import(
+        &file,
+        &ImportOptions {
+            kind: Some(ModelKind::Mae),
+            ..heads()
+        },
+    )
+    .unwrap();
     assert_eq!(mae.model.kind, ModelKind::Mae);
     tensors.remove("head.weight");
     assert_same(&tensors, &mae.tensors(), &[]);
@@ -147,16 +213,47 @@ fn the_encoder_alone_needs_no_permission_and_the_rest_does() {
     tensors.insert("blocks.1.ls1.gamma".to_owned(), head);
     save(&tensors, &file);
     let message = import(&file, &heads()).unwrap_err().to_string();
-    assert!(message.contains("missing: blocks.1.mlp.fc1.bias"), "{message}");
-    assert!(message.contains("unexpected: blocks.1.ls1.gamma"), "{message}");
-    let allowed = import(&file, &ImportOptions { allow_missing: true, ..heads() }).unwrap();
-    assert!(allowed.notes.iter().any(|note| note.contains("blocks.1.mlp.fc1.bias")), "{:?}", allowed.notes);
+    assert!(
+        message.contains("missing: blocks.1.mlp.fc1.bias"),
+        "{message}"
+    );
+    assert!(
+        message.contains("unexpected: blocks.1.ls1.gamma"),
+        "{message}"
+    );
+    let allowed = import(
+        &file,
+        &ImportOptions {
+            allow_missing: true,
+            ..heads()
+        },
+    )
+    .unwrap();
+    assert!(
+        allowed
+            .notes
+            .iter()
+            .any(|note| note.contains("blocks.1.mlp.fc1.bias")),
+        "{:?}",
+        allowed.notes
+    );
 
     let wrong = Tensor::cat(&[&lost, &lost], 0).unwrap();
     tensors.insert("blocks.1.mlp.fc1.bias".to_owned(), wrong);
     save(&tensors, &file);
-    let message = import(&file, &ImportOptions { allow_missing: true, ..heads() }).unwrap_err().to_string();
-    assert!(message.contains("blocks.1.mlp.fc1.bias is [192], expected [96]"), "{message}");
+    let message = import(
+        &file,
+        &ImportOptions {
+            allow_missing: true,
+            ..heads()
+        },
+    )
+    .unwrap_err()
+    .to_string();
+    assert!(
+        message.contains("blocks.1.mlp.fc1.bias is [192], expected [96]"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -166,21 +263,53 @@ fn prefixes_half_precision_and_unknown_heads() {
     let tensors = parameters(&tiny(ModelKind::Siamese), 7);
     let halves: Tensors = tensors
         .iter()
-        .map(|(name, tensor)| (format!("module.{name}"), tensor.to_dtype(DType::F16).unwrap()))
+        .map(|(name, tensor)| {
+            (
+                format!("module.{name}"),
+                tensor.to_dtype(DType::F16).unwrap(),
+            )
+        })
         .collect();
     save(&halves, &file);
-    let message = import(&file, &ImportOptions::default()).unwrap_err().to_string();
+    let message = import(&file, &ImportOptions::default())
+        .unwrap_err()
+        .to_string();
     assert!(message.contains("give num_heads"), "{message}");
-    let message = import(&file, &ImportOptions { num_heads: Some(5), ..heads() }).unwrap_err().to_string();
+    let message = import(
+        &file,
+        &ImportOptions {
+            num_heads: Some(5),
+            ..heads()
+        },
+    )
+    .unwrap_err()
+    .to_string();
     assert!(message.contains("num_heads is 5"), "{message}");
     let imported = import(&file, &heads()).unwrap();
     let rounded: Tensors = halves
         .iter()
-        .map(|(name, tensor)| (name["module.".len()..].to_owned(), tensor.to_dtype(DType::F32).unwrap()))
+        .map(|(name, tensor)| {
+            (
+                name["module.".len()..].to_owned(),
+                tensor.to_dtype(DType::F32).unwrap(),
+            )
+        })
         .collect();
     assert_same(&rounded, &imported.tensors(), &[]);
-    assert!(imported.notes.iter().any(|note| note.contains("f16")), "{:?}", imported.notes);
-    let message = import(&file, &ImportOptions { kind: Some(ModelKind::Mae), ..heads() }).unwrap_err().to_string();
+    assert!(
+        imported.notes.iter().any(|note| note.contains("f16")),
+        "{:?}",
+        imported.notes
+    );
+    let message = import(
+        &file,
+        &ImportOptions {
+            kind: Some(ModelKind::Mae),
+            ..heads()
+        },
+    )
+    .unwrap_err()
+    .to_string();
     assert!(message.contains("expected Siamese"), "{message}");
 }
 
@@ -192,12 +321,21 @@ fn foreign_files_are_errors() {
     let tensors = parameters(&tiny(ModelKind::Mae), 7);
     save(&tensors, &file);
     let whole = std::fs::read(&file).unwrap();
-    let mut broken: Vec<Vec<u8>> = vec![Vec::new(), b"PK".to_vec(), vec![0x80], b"hello, world".to_vec()];
+    let mut broken: Vec<Vec<u8>> = vec![
+        Vec::new(),
+        b"PK".to_vec(),
+        vec![0x80],
+        b"hello, world".to_vec(),
+    ];
     broken.extend([4, 9, 40, whole.len() / 2, whole.len() - 1].map(|n| whole[..n].to_vec()));
     for bytes in broken {
         std::fs::write(&file, &bytes).unwrap();
         for from in [Format::Auto, Format::Pth, Format::Safetensors] {
-            assert!(import(&file, &ImportOptions { from, ..heads() }).is_err(), "{} bytes as {from:?}", bytes.len());
+            assert!(
+                import(&file, &ImportOptions { from, ..heads() }).is_err(),
+                "{} bytes as {from:?}",
+                bytes.len()
+            );
         }
     }
     // sizes that no model has
@@ -208,7 +346,10 @@ fn foreign_files_are_errors() {
         ("decoder_embed.weight", vec![0, 24]),
     ] {
         let mut tensors = tensors.clone();
-        tensors.insert(name.to_owned(), Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap());
+        tensors.insert(
+            name.to_owned(),
+            Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap(),
+        );
         save(&tensors, &file);
         let message = import(&file, &heads()).unwrap_err().to_string();
         assert!(message.contains(name), "{message}");
@@ -220,7 +361,15 @@ fn a_configuration_in_the_file_is_not_believed() {
     let root = tempfile::tempdir().unwrap();
     let (dir, ..) = checkpoint(root.path(), ModelKind::Mae);
     let dst = root.path().join("timm");
-    export(&dir, &dst, &ExportOptions { to: Target::Timm, probe: false }).unwrap();
+    export(
+        &dir,
+        &dst,
+        &ExportOptions {
+            to: Target::Timm,
+            probe: false,
+        },
+    )
+    .unwrap();
     let whole = std::fs::read(dst.join("model.safetensors")).unwrap();
     let n = 8 + u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
     let header: serde_json::Value = serde_json::from_slice(&whole[8..n]).unwrap();
@@ -232,7 +381,12 @@ fn a_configuration_in_the_file_is_not_believed() {
         model[key] = value;
         header["__metadata__"]["pairquet.model"] = model.to_string().into();
         let header = header.to_string().into_bytes();
-        let bytes = [&(header.len() as u64).to_le_bytes(), header.as_slice(), &whole[n..]].concat();
+        let bytes = [
+            &(header.len() as u64).to_le_bytes(),
+            header.as_slice(),
+            &whole[n..],
+        ]
+        .concat();
         std::fs::write(&file, bytes).unwrap();
         import(&file, &ImportOptions::default())
     };
@@ -252,10 +406,20 @@ fn a_configuration_in_the_file_is_not_believed() {
     ] as [(&str, serde_json::Value); 11]
     {
         let text = value.to_string();
-        assert!(import_with(key, value).is_err(), "{key} = {text} was believed");
+        assert!(
+            import_with(key, value).is_err(),
+            "{key} = {text} was believed"
+        );
     }
     let replaced = import_with("mask_ratio", 9.75.into()).unwrap();
-    assert!(replaced.notes.iter().any(|note| note.contains("mask_ratio 9.75")), "{:?}", replaced.notes);
+    assert!(
+        replaced
+            .notes
+            .iter()
+            .any(|note| note.contains("mask_ratio 9.75")),
+        "{:?}",
+        replaced.notes
+    );
 }
 
 #[test]
@@ -263,12 +427,22 @@ fn damaged_checkpoints_never_panic() {
     let root = tempfile::tempdir().unwrap();
     let (dir, ..) = checkpoint(root.path(), ModelKind::Siamese);
     let dst = root.path().join("torch");
-    let report = export(&dir, &dst, &ExportOptions { to: Target::Torch, probe: false }).unwrap();
+    let report = export(
+        &dir,
+        &dst,
+        &ExportOptions {
+            to: Target::Torch,
+            probe: false,
+        },
+    )
+    .unwrap();
     let file = root.path().join("x");
     for exported in &report.files {
         let whole = std::fs::read(dst.join(&exported.name)).unwrap();
         // the pickle or the header is at the front, the zip's directory at the end
-        let places = (0..2000).step_by(31).chain((whole.len() - 2000..whole.len()).step_by(37));
+        let places = (0..2000)
+            .step_by(31)
+            .chain((whole.len() - 2000..whole.len()).step_by(37));
         for at in places {
             let mut bytes = whole.clone();
             bytes[at] ^= 0x15;

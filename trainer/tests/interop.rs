@@ -24,10 +24,16 @@ fn uneven_parameters(config: &ModelConfig) -> HashMap<String, Tensor> {
     models::build(config, &mut params).unwrap();
     let uneven = |(i, tensor): (usize, &Tensor)| {
         let n = tensor.elem_count();
-        let noise: Vec<f32> = (0..n).map(|j| ((i * 131 + j * 71) % 997) as f32 / 997.0 * 0.1 - 0.05).collect();
+        let noise: Vec<f32> = (0..n)
+            .map(|j| ((i * 131 + j * 71) % 997) as f32 / 997.0 * 0.1 - 0.05)
+            .collect();
         (tensor + Tensor::from_vec(noise, tensor.shape(), &Device::Cpu).unwrap()).unwrap()
     };
-    params.iter().enumerate().map(|(i, p)| (p.name.clone(), uneven((i, p.var.as_tensor())))).collect()
+    params
+        .iter()
+        .enumerate()
+        .map(|(i, p)| (p.name.clone(), uneven((i, p.var.as_tensor()))))
+        .collect()
 }
 
 fn odd_mae() -> ModelConfig {
@@ -48,13 +54,23 @@ fn odd_mae() -> ModelConfig {
 #[test]
 fn other_programs_load_exports_and_give_the_same_features() {
     let Ok(python) = std::env::var("PAIRQUET_INTEROP_PYTHON") else {
-        eprintln!("SKIPPED: PAIRQUET_INTEROP_PYTHON names no Python with timm, torch and transformers");
+        eprintln!(
+            "SKIPPED: PAIRQUET_INTEROP_PYTHON names no Python with timm, torch and transformers"
+        );
         return;
     };
     let root = tempfile::tempdir().unwrap();
-    let multi_view = ModelConfig { kind: ModelKind::MultiView, encoder: EncoderPreset::VitTi16, ..Default::default() };
+    let multi_view = ModelConfig {
+        kind: ModelKind::MultiView,
+        encoder: EncoderPreset::VitTi16,
+        ..Default::default()
+    };
     let mut exports = Vec::new();
-    for (name, config) in [("siamese", ModelConfig::default()), ("mae", odd_mae()), ("multi_view", multi_view)] {
+    for (name, config) in [
+        ("siamese", ModelConfig::default()),
+        ("mae", odd_mae()),
+        ("multi_view", multi_view),
+    ] {
         let config = config.resolved(config.sizes().img_size).unwrap();
         let parameters = uneven_parameters(&config);
         let file = root.path().join(format!("{name}.safetensors"));
@@ -74,28 +90,59 @@ fn other_programs_load_exports_and_give_the_same_features() {
         }
     }
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/interop/export_check.py");
-    let output = Command::new(python).arg(script).args(exports.iter().map(|(dst, ..)| dst)).output().unwrap();
+    let output = Command::new(python)
+        .arg(script)
+        .args(exports.iter().map(|(dst, ..)| dst))
+        .output()
+        .unwrap();
     eprintln!("{}", String::from_utf8_lossy(&output.stdout));
     if output.status.code() == Some(MISSING_PACKAGES) {
         return;
     }
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 
     let mut n_back = 0;
     for (dst, report, options, parameters) in &exports {
-        let back = dst.with_file_name(format!("{}.back", dst.file_name().unwrap().to_string_lossy()));
+        let back = dst.with_file_name(format!(
+            "{}.back",
+            dst.file_name().unwrap().to_string_lossy()
+        ));
         for file in ["timm.pth", "ddp.pth", "hf/model.safetensors"].map(|name| back.join(name)) {
             if !file.is_file() {
                 continue;
             }
             let kind = Some(report.model.kind);
-            let imported = import(&file, &ImportOptions { kind, ..options.clone() }).unwrap();
+            let imported = import(
+                &file,
+                &ImportOptions {
+                    kind,
+                    ..options.clone()
+                },
+            )
+            .unwrap();
             let tensors: BTreeMap<String, Tensor> = imported.tensors();
-            for (name, expected) in parameters.iter().filter(|(name, _)| !report.left_out.contains(name)) {
+            for (name, expected) in parameters
+                .iter()
+                .filter(|(name, _)| !report.left_out.contains(name))
+            {
                 let bits = |t: &Tensor| -> Vec<u32> {
-                    t.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f32::to_bits).collect()
+                    t.flatten_all()
+                        .unwrap()
+                        .to_vec1::<f32>()
+                        .unwrap()
+                        .into_iter()
+                        .map(f32::to_bits)
+                        .collect()
                 };
-                assert!(bits(expected) == bits(&tensors[name]), "{}: {name}", file.display());
+                assert!(
+                    bits(expected) == bits(&tensors[name]),
+                    "{}: {name}",
+                    file.display()
+                );
             }
             n_back += 1;
         }

@@ -103,6 +103,7 @@ pub(crate) fn make_shards(
         }
         let n_planned = job.shards_done + job.shards.len() as u64;
         let mut writer = Writer {
+            n_done: job.shards_done,
             job,
             queue,
             progress,
@@ -112,15 +113,11 @@ pub(crate) fn make_shards(
         queue.close();
         match result {
             // A thread that saw the wish to stop does not know how far the run is.
-            Err(Failed {
-                error: Error::Stopped { .. },
-                shards_done,
-            }) => Err(Error::Stopped {
-                done: shards_done,
+            Err(Error::Stopped { .. }) => Err(Error::Stopped {
+                done: writer.n_done,
                 planned: n_planned,
             }),
-            Err(Failed { error, .. }) => Err(error),
-            Ok(records) => Ok(records),
+            other => other,
         }
     })
 }
@@ -134,22 +131,16 @@ struct Writer<'a> {
     queue: &'a InOrder<Result<Outcome>>,
     progress: &'a dyn Progress,
     stop: &'a Stop,
-}
-
-struct Failed {
-    error: Error,
-    shards_done: u64,
+    /// Shards of the run that are complete.
+    n_done: u64,
 }
 
 impl Writer<'_> {
-    fn all_shards(&mut self) -> Result<Vec<Record>, Failed> {
+    fn all_shards(&mut self) -> Result<Vec<Record>> {
         let mut records = Vec::with_capacity(self.job.shards.len());
         for &shard in self.job.shards {
-            let shards_done = self.job.shards_done + records.len() as u64;
-            records.push(
-                self.shard(shard)
-                    .map_err(|error| Failed { error, shards_done })?,
-            );
+            records.push(self.shard(shard)?);
+            self.n_done += 1;
         }
         Ok(records)
     }
@@ -157,7 +148,12 @@ impl Writer<'_> {
     fn shard(&mut self, shard: u64) -> Result<Record> {
         let name = shard_file(self.job.plan, shard);
         let items = self.job.layout.shard(shard);
-        let mut writer = ShardWriter::new(self.job.work.store.create(&name)?, self.job.spec)?;
+        let out = self.job.work.store.create(&name)?;
+        let failed = |source| Error::Shard {
+            path: self.job.work.store.full_path(&name),
+            source,
+        };
+        let mut writer = ShardWriter::new(out, self.job.spec).map_err(failed)?;
         let (mut skipped, mut damaged, mut source_bytes) = (Vec::new(), Vec::new(), 0);
         for &item in items {
             let item = item_at(self.job.listing, item);
@@ -168,7 +164,8 @@ impl Writer<'_> {
                 });
             }
             let lost = || Error::Internal("a converting thread ended early".into());
-            let outcome = store(&mut writer, item, self.queue.take().ok_or_else(lost)??)?;
+            let outcome = self.queue.take().ok_or_else(lost)??;
+            let outcome = store(&mut writer, item, outcome).map_err(failed)?;
             let pictures = match outcome {
                 Stored::Written { pictures, damage } => {
                     damaged.extend(damage);
@@ -188,7 +185,7 @@ impl Writer<'_> {
                 pictures,
             });
         }
-        let (out, counts) = writer.finish()?;
+        let (out, counts) = writer.finish().map_err(failed)?;
         let written = out.commit()?;
         let record = Record {
             plan: self.job.plan.identity(),
@@ -223,7 +220,7 @@ fn store<W: std::io::Write + Send>(
     writer: &mut ShardWriter<W>,
     item: &Item,
     outcome: Outcome,
-) -> Result<Stored> {
+) -> Result<Stored, shards::Error> {
     let (result, pictures, damage) = match outcome {
         Outcome::Image(row) => (writer.push_image(&row), 1, None),
         Outcome::Clip { row, damage } => {
@@ -246,7 +243,7 @@ fn store<W: std::io::Write + Send>(
             };
             Ok(Stored::Skipped(skipped))
         }
-        Err(error) => Err(error.into()),
+        Err(error) => Err(error),
     }
 }
 

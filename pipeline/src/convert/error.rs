@@ -164,6 +164,14 @@ pub enum Error {
         /// What was expected.
         expected: &'static str,
     },
+    /// A shard could not be written, mostly because the disk is full.
+    #[error("{path}: {source}")]
+    Shard {
+        /// The shard, with the destination.
+        path: String,
+        /// What the writer said.
+        source: shards::Error,
+    },
     /// The destination could not be written or read; the message names the file.
     #[error(transparent)]
     Destination(#[from] shards::Error),

@@ -99,6 +99,21 @@ fn found(ignored: Ignored) -> String {
     }
 }
 
+/// Names that a folder of a whole split has; a class could have one too, but not all classes.
+fn is_split_name(name: &str) -> bool {
+    [
+        "train",
+        "training",
+        "val",
+        "valid",
+        "validate",
+        "validation",
+        "test",
+        "testing",
+    ]
+    .contains(&name)
+}
+
 /// Finds the folders above the class folders; returns how many bytes of each path they take.
 fn strip_top(entries: &mut Vec<Entry>, split: &str, ignored: &mut Ignored) -> usize {
     let mut skip_bytes = 0;
@@ -109,8 +124,18 @@ fn strip_top(entries: &mut Vec<Entry>, split: &str, ignored: &mut Ignored) -> us
             let (folder, rest) = path.split_once('/')?;
             rest.contains('/').then_some(folder.len() + 1)
         };
+        let folder = |entry: &Entry| {
+            entry.path[skip_bytes..]
+                .find('/')
+                .map(|end| skip_bytes..skip_bytes + end)
+        };
+        let are_splits = entries
+            .iter()
+            .filter_map(|entry| Some(&entry.path[folder(entry)?]))
+            .all(is_split_name);
         let is_split = |entry: &Entry| {
-            top(entry).is_some_and(|bytes| entry.path[skip_bytes..][..bytes - 1] == *split)
+            let is_named = folder(entry).is_some_and(|folder| entry.path[folder] == *split);
+            is_named && (are_splits || top(entry).is_some())
         };
         let Some(first) = entries.first() else {
             return skip_bytes;
@@ -221,6 +246,26 @@ mod tests {
             ["ignored 2 files outside the folder of the split, first: loose.JPEG"]
         );
         assert_eq!(keys(&list("val", &beside).unwrap()), [("n1/z", Some(0))]);
+    }
+
+    #[test]
+    fn a_split_of_loose_files_beside_one_of_class_folders() {
+        let paths = [
+            "d/train/n1/x.JPEG",
+            "d/train/n2/y.JPEG",
+            "d/val/v_1.JPEG",
+            "d/test/t_1.JPEG",
+        ];
+        assert_eq!(
+            keys(&list("train", &paths).unwrap()),
+            [("n1/x", Some(0)), ("n2/y", Some(1))]
+        );
+        assert_eq!(keys(&list("val", &paths).unwrap()), [("v_1", None)]);
+        let class_of_that_name = ["train/x.JPEG", "bicycle/y.JPEG"];
+        assert_eq!(
+            keys(&list("train", &class_of_that_name).unwrap()),
+            [("bicycle/y", Some(0)), ("train/x", Some(1))]
+        );
     }
 
     #[test]

@@ -1,14 +1,12 @@
 //! From a checkpoint folder to files that other programs load.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use candle_core::Device;
 use serde_json::json;
 
-use super::folder::{CheckpointInfo, MODEL_FILE, NewFolder, checkpoint_info};
+use super::folder::{CheckpointInfo, MODEL_FILE, NewFolder, checkpoint_info, write_json};
 use super::foreign::{Foreign, Format};
 use super::import::{EPOCH_KEY, MODEL_KEY};
 use super::names::{Tensors, is_encoder, to_hugging_face};
@@ -90,52 +88,56 @@ pub fn export(checkpoint_dir: &Path, dst: &Path, options: &ExportOptions) -> Res
     let info = checkpoint_info(checkpoint_dir)?;
     let source = checkpoint_dir.join(MODEL_FILE);
     let (source_sha256, _) = sha256_of(&source)?;
-    let whole: Tensors = Foreign::read(&source, Format::Safetensors, false)?.tensors.into_iter().collect();
+    let whole: Tensors = Foreign::read(&source, Format::Safetensors, false)?
+        .tensors
+        .into_iter()
+        .collect();
     let whole_kept = match options.to {
         Target::Torch => true,
         Target::HuggingFace => info.model.kind == ModelKind::Mae,
         Target::Timm => false,
     };
-    let (kept, left): (Tensors, Tensors) = whole.into_iter().partition(|(name, _)| whole_kept || is_encoder(name));
-    let renamed = if options.to == Target::HuggingFace { to_hugging_face(&kept)? } else { kept.clone() };
+    let (kept, left): (Tensors, Tensors) = whole
+        .into_iter()
+        .partition(|(name, _)| whole_kept || is_encoder(name));
+    let renamed = if options.to == Target::HuggingFace {
+        to_hugging_face(&kept)?
+    } else {
+        kept.clone()
+    };
 
     let folder = NewFolder::create(dst)?;
-    let mut names = Vec::new();
-    let mut write = |name: &str, fill: &mut dyn FnMut(&mut BufWriter<File>) -> Result<()>| -> Result<()> {
-        let path = folder.path(name);
-        let mut out = BufWriter::new(File::create(&path).map_err(Error::io(&path))?);
-        fill(&mut out)?;
-        names.push(name.to_owned());
-        out.flush().map_err(Error::io(&path))
-    };
-    let metadata = metadata(&info)?;
-    write(MODEL_FILE, &mut |out| safetensors_file::write(out, &renamed, &metadata))?;
+    safetensors_file::write(&folder.path(MODEL_FILE), &renamed, &metadata(&info)?)?;
+    let mut names = vec![MODEL_FILE.to_owned()];
     match options.to {
         Target::Timm => {}
         Target::Torch => {
             let epoch = info.epoch.unwrap_or_default();
             // the reference's name; its loaders read the epoch from the file
             let name = format!("checkpoint-{epoch}.pth");
-            write(&name, &mut |out| {
-                let tensors = renamed.iter().map(|(name, tensor)| (name.as_str(), tensor));
-                torch_file::write_torch(out, tensors, epoch)
-                    .map_err(|problem| Error::Checkpoint { path: dst.join(&name), problem })
-            })?;
+            let tensors = renamed.iter().map(|(name, tensor)| (name.as_str(), tensor));
+            torch_file::write(&folder.path(&name), tensors, epoch)?;
+            names.push(name);
         }
         Target::HuggingFace => {
-            let config = hugging_face_config(&info.model);
-            write(CONFIG_FILE, &mut |out| write_json(out, &config))?;
+            write_json(&folder.path(CONFIG_FILE), &hugging_face_config(&info.model))?;
+            names.push(CONFIG_FILE.to_owned());
         }
     }
     if options.probe {
         let probe = probe::probe(&info.model, &kept, &Device::Cpu)?;
         let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-        write(PROBE_FILE, &mut |out| safetensors_file::write(out, &probe, &metadata))?;
+        safetensors_file::write(&folder.path(PROBE_FILE), &probe, &metadata)?;
+        names.push(PROBE_FILE.to_owned());
     }
     let mut files = Vec::with_capacity(names.len());
     for name in names {
         let (sha256, bytes) = sha256_of(&folder.path(&name))?;
-        files.push(ExportedFile { name, bytes, sha256 });
+        files.push(ExportedFile {
+            name,
+            bytes,
+            sha256,
+        });
     }
     let report = ExportReport {
         model: info.model.clone(),
@@ -144,20 +146,20 @@ pub fn export(checkpoint_dir: &Path, dst: &Path, options: &ExportOptions) -> Res
         n_values: renamed.values().map(|tensor| tensor.elem_count()).sum(),
         left_out: left.into_keys().collect(),
     };
-    let card = card(&info, &source_sha256, options.to, &report)?;
-    let path = folder.path(CARD_FILE);
-    let mut out = BufWriter::new(File::create(&path).map_err(Error::io(&path))?);
-    write_json(&mut out, &card)?;
-    out.flush().map_err(Error::io(&path))?;
-    drop(out);
+    write_json(
+        &folder.path(CARD_FILE),
+        &card(&info, &source_sha256, options.to, &report)?,
+    )?;
     folder.commit()?;
     Ok(report)
 }
 
 /// `format: pt` is what Hugging Face's reader asks for; the rest lets an import know what no tensor tells.
 fn metadata(info: &CheckpointInfo) -> Result<BTreeMap<String, String>> {
-    let mut metadata =
-        BTreeMap::from([("format".to_owned(), "pt".to_owned()), (MODEL_KEY.to_owned(), model_json(&info.model)?.to_string())]);
+    let mut metadata = BTreeMap::from([
+        ("format".to_owned(), "pt".to_owned()),
+        (MODEL_KEY.to_owned(), model_json(&info.model)?.to_string()),
+    ]);
     if let Some(epoch) = info.epoch {
         metadata.insert(EPOCH_KEY.to_owned(), epoch.to_string());
     }
@@ -165,19 +167,27 @@ fn metadata(info: &CheckpointInfo) -> Result<BTreeMap<String, String>> {
 }
 
 fn model_json(model: &ModelConfig) -> Result<serde_json::Value> {
-    serde_json::to_value(model).map_err(|source| Error::Json { path: CARD_FILE.into(), source })
+    serde_json::to_value(model).map_err(|source| Error::Json {
+        path: CARD_FILE.into(),
+        source,
+    })
 }
 
-fn write_json(out: &mut impl Write, value: &serde_json::Value) -> Result<()> {
-    serde_json::to_writer_pretty(&mut *out, value)
-        .map_err(|source| Error::Json { path: CARD_FILE.into(), source })?;
-    out.write_all(b"\n").map_err(Error::io(CARD_FILE))
-}
-
-fn card(info: &CheckpointInfo, sha256: &str, to: Target, report: &ExportReport) -> Result<serde_json::Value> {
-    let files: Vec<_> =
-        report.files.iter().map(|f| json!({"name": f.name, "bytes": f.bytes, "sha256": f.sha256})).collect();
-    let imported_from = info.source.as_ref().map(|s| json!({"file": s.file, "bytes": s.bytes, "sha256": s.sha256}));
+fn card(
+    info: &CheckpointInfo,
+    sha256: &str,
+    to: Target,
+    report: &ExportReport,
+) -> Result<serde_json::Value> {
+    let files: Vec<_> = report
+        .files
+        .iter()
+        .map(|f| json!({"name": f.name, "bytes": f.bytes, "sha256": f.sha256}))
+        .collect();
+    let imported_from = info
+        .source
+        .as_ref()
+        .map(|s| json!({"file": s.file, "bytes": s.bytes, "sha256": s.sha256}));
     Ok(json!({
         "format": to.name(),
         "program": format!("pairquet {}", env!("CARGO_PKG_VERSION")),

@@ -68,23 +68,49 @@ pub fn checkpoint_info(dir: &Path) -> Result<CheckpointInfo> {
     let import = dir.join(IMPORT_FILE);
     if import.is_file() {
         let text = fs::read(&import).map_err(Error::io(&import))?;
-        let card: ImportCard = serde_json::from_slice(&text).map_err(|source| Error::Json { path: import, source })?;
-        return Ok(CheckpointInfo { model: card.model, epoch: card.epoch, step: card.step, source: Some(card.source) });
+        let card: ImportCard = serde_json::from_slice(&text).map_err(|source| Error::Json {
+            path: import,
+            source,
+        })?;
+        return Ok(CheckpointInfo {
+            model: card.model,
+            epoch: card.epoch,
+            step: card.step,
+            source: Some(card.source),
+        });
     }
     let path = dir.join(STATE_FILE);
     if !path.is_file() {
-        let problem = format!("neither {STATE_FILE} nor {IMPORT_FILE} in it, expected a checkpoint's folder");
-        return Err(Error::Checkpoint { path: dir.to_owned(), problem });
+        let problem =
+            format!("neither {STATE_FILE} nor {IMPORT_FILE} in it, expected a checkpoint's folder");
+        return Err(Error::Checkpoint {
+            path: dir.to_owned(),
+            problem,
+        });
     }
     let text = fs::read(&path).map_err(Error::io(&path))?;
-    let state: serde_json::Value =
-        serde_json::from_slice(&text).map_err(|source| Error::Json { path: path.clone(), source })?;
-    let damaged = |problem: String| Error::Checkpoint { path: path.clone(), problem };
+    let state: serde_json::Value = serde_json::from_slice(&text).map_err(|source| Error::Json {
+        path: path.clone(),
+        source,
+    })?;
+    let damaged = |problem: String| Error::Checkpoint {
+        path: path.clone(),
+        problem,
+    };
     // The model's table alone: a checkpoint stays readable when other tables of the configuration change.
-    let config = state["config"].as_str().ok_or_else(|| damaged("has no config".to_owned()))?;
-    let config: toml::Table = config.parse().map_err(|e: toml::de::Error| damaged(format!("config: {e}")))?;
-    let model = config.get("model").cloned().unwrap_or_else(|| toml::Table::new().into());
-    let model: ModelConfig = model.try_into().map_err(|e: toml::de::Error| damaged(format!("config: model: {e}")))?;
+    let config = state["config"]
+        .as_str()
+        .ok_or_else(|| damaged("has no config".to_owned()))?;
+    let config: toml::Table = config
+        .parse()
+        .map_err(|e: toml::de::Error| damaged(format!("config: {e}")))?;
+    let model = config
+        .get("model")
+        .cloned()
+        .unwrap_or_else(|| toml::Table::new().into());
+    let model: ModelConfig = model
+        .try_into()
+        .map_err(|e: toml::de::Error| damaged(format!("config: model: {e}")))?;
     let size = model.sizes().img_size;
     Ok(CheckpointInfo {
         model: model.resolved(size)?,
@@ -92,6 +118,16 @@ pub fn checkpoint_info(dir: &Path) -> Result<CheckpointInfo> {
         step: state["step"].as_u64(),
         source: None,
     })
+}
+
+/// Writes a value as JSON for people to read too.
+pub(super) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let mut text = serde_json::to_vec_pretty(value).map_err(|source| Error::Json {
+        path: path.to_owned(),
+        source,
+    })?;
+    text.push(b'\n');
+    fs::write(path, text).map_err(Error::io(path))
 }
 
 /// A folder that appears under its name all at once, or not at all.
@@ -110,20 +146,30 @@ impl NewFolder {
         };
         if taken {
             let problem = "is there already, expected a new or an empty folder".to_owned();
-            return Err(Error::Checkpoint { path: dst.to_owned(), problem });
+            return Err(Error::Checkpoint {
+                path: dst.to_owned(),
+                problem,
+            });
         }
         let name = dst.file_name().ok_or_else(|| Error::Checkpoint {
             path: dst.to_owned(),
             problem: "has no name, expected a folder to make".to_owned(),
         })?;
-        let parent = dst.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let parent = dst
+            .parent()
+            .filter(|p| !p.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
         fs::create_dir_all(parent).map_err(Error::io(parent))?;
         let temp = parent.join(format!(".tmp-{}", name.to_string_lossy()));
         if temp.exists() {
             fs::remove_dir_all(&temp).map_err(Error::io(&temp))?;
         }
         fs::create_dir(&temp).map_err(Error::io(&temp))?;
-        Ok(NewFolder { temp, dst: dst.to_owned(), done: false })
+        Ok(NewFolder {
+            temp,
+            dst: dst.to_owned(),
+            done: false,
+        })
     }
 
     /// Where to write a file.
@@ -157,7 +203,9 @@ impl Drop for NewFolder {
 }
 
 fn sync(path: &Path) -> Result<()> {
-    fs::File::open(path).and_then(|file| file.sync_all()).map_err(Error::io(path))
+    fs::File::open(path)
+        .and_then(|file| file.sync_all())
+        .map_err(Error::io(path))
 }
 
 #[cfg(test)]
@@ -178,7 +226,13 @@ mod tests {
         fs::write(folder.path("x"), b"1").unwrap();
         folder.commit().unwrap();
         assert_eq!(fs::read(dst.join("x")).unwrap(), b"1");
-        assert!(NewFolder::create(&dst).err().unwrap().to_string().contains("is there already"));
+        assert!(
+            NewFolder::create(&dst)
+                .err()
+                .unwrap()
+                .to_string()
+                .contains("is there already")
+        );
         fs::remove_file(dst.join("x")).unwrap();
         NewFolder::create(&dst).unwrap().commit().unwrap();
     }
@@ -186,16 +240,31 @@ mod tests {
     #[test]
     fn a_runs_checkpoint_is_read_by_its_state() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(checkpoint_info(dir.path()).unwrap_err().to_string().contains("state.json"));
+        assert!(
+            checkpoint_info(dir.path())
+                .unwrap_err()
+                .to_string()
+                .contains("state.json")
+        );
         let state = serde_json::json!({
             "step": 12, "loader": {"epoch": 3, "batch": 1},
             "config": "name = \"x\"\n[model]\nkind = \"mae\"\nencoder = \"vit_ti16\"\nimg_size = 96\n",
         });
         fs::write(dir.path().join(STATE_FILE), state.to_string()).unwrap();
         let info = checkpoint_info(dir.path()).unwrap();
-        assert_eq!((info.epoch, info.step, info.source), (Some(3), Some(12), None));
-        assert_eq!((info.model.img_size, info.model.embed_dim), (Some(96), Some(192)));
-        fs::write(dir.path().join(STATE_FILE), "{\"config\": \"[model]\\nkind = 7\"}").unwrap();
+        assert_eq!(
+            (info.epoch, info.step, info.source),
+            (Some(3), Some(12), None)
+        );
+        assert_eq!(
+            (info.model.img_size, info.model.embed_dim),
+            (Some(96), Some(192))
+        );
+        fs::write(
+            dir.path().join(STATE_FILE),
+            "{\"config\": \"[model]\\nkind = 7\"}",
+        )
+        .unwrap();
         assert!(checkpoint_info(dir.path()).is_err());
     }
 }

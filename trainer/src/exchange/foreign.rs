@@ -72,8 +72,15 @@ impl Foreign {
             },
         }?;
         for prefix in WRAPPERS {
-            if !foreign.tensors.is_empty() && foreign.tensors.iter().all(|(name, _)| name.starts_with(prefix)) {
-                foreign.notes.push(format!("prefix {prefix} taken off every name"));
+            if !foreign.tensors.is_empty()
+                && foreign
+                    .tensors
+                    .iter()
+                    .all(|(name, _)| name.starts_with(prefix))
+            {
+                foreign
+                    .notes
+                    .push(format!("prefix {prefix} taken off every name"));
                 for (name, _) in &mut foreign.tensors {
                     name.drain(..prefix.len());
                 }
@@ -86,7 +93,9 @@ impl Foreign {
 fn looks_like_torch(path: &Path) -> Result<bool> {
     let mut magic = Vec::new();
     let file = fs::File::open(path).map_err(Error::io(path))?;
-    file.take(9).read_to_end(&mut magic).map_err(Error::io(path))?;
+    file.take(9)
+        .read_to_end(&mut magic)
+        .map_err(Error::io(path))?;
     // A safetensors file begins with its header's length and an opening brace.
     match magic.as_slice() {
         [.., b'{'] if magic.len() == 9 => Ok(false),
@@ -99,11 +108,21 @@ fn looks_like_torch(path: &Path) -> Result<bool> {
 }
 
 fn read_safetensors(path: &Path) -> Result<Foreign> {
-    let damaged = |problem: String| Error::Checkpoint { path: path.to_owned(), problem };
+    let damaged = |problem: String| Error::Checkpoint {
+        path: path.to_owned(),
+        problem,
+    };
     let bytes = fs::read(path).map_err(Error::io(path))?;
-    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| damaged(format!("not safetensors: {e}")))?;
-    let metadata = header.metadata().clone().unwrap_or_default().into_iter().collect();
-    let file = SafeTensors::deserialize(&bytes).map_err(|e| damaged(format!("not a whole safetensors file: {e}")))?;
+    let (_, header) =
+        SafeTensors::read_metadata(&bytes).map_err(|e| damaged(format!("not safetensors: {e}")))?;
+    let metadata = header
+        .metadata()
+        .clone()
+        .unwrap_or_default()
+        .into_iter()
+        .collect();
+    let file = SafeTensors::deserialize(&bytes)
+        .map_err(|e| damaged(format!("not a whole safetensors file: {e}")))?;
     let mut tensors = Vec::with_capacity(file.len());
     for (name, view) in file.iter() {
         let at = |problem: String| damaged(format!("tensor {name}: {problem}"));
@@ -122,7 +141,14 @@ fn read_safetensors(path: &Path) -> Result<Foreign> {
         tensors.push((name.to_owned(), tensor));
     }
     tensors.sort_by(|a, b| a.0.cmp(&b.0));
-    Ok(Foreign { tensors, epoch: None, hints: Hints::default(), moments: None, metadata, notes: Vec::new() })
+    Ok(Foreign {
+        tensors,
+        epoch: None,
+        hints: Hints::default(),
+        moments: None,
+        metadata,
+        notes: Vec::new(),
+    })
 }
 
 fn read_pth(path: &Path, with_moments: bool) -> Result<Foreign> {
@@ -131,7 +157,10 @@ fn read_pth(path: &Path, with_moments: bool) -> Result<Foreign> {
     if !matches!(file.pickle().get(root), Value::Dict(_)) {
         return Err(Error::Checkpoint {
             path: path.to_owned(),
-            problem: format!("holds {}, expected a dict of tensors or of a checkpoint", file.pickle().get(root).kind()),
+            problem: format!(
+                "holds {}, expected a dict of tensors or of a checkpoint",
+                file.pickle().get(root).kind()
+            ),
         });
     }
     let mut notes = Vec::new();
@@ -141,12 +170,18 @@ fn read_pth(path: &Path, with_moments: bool) -> Result<Foreign> {
     });
     let (tensors, others) = file.tensors(nested.map_or(root, |(_, id)| id))?;
     if !others.is_empty() {
-        notes.push(format!("entries that are no tensors: {}", others.join(", ")));
+        notes.push(format!(
+            "entries that are no tensors: {}",
+            others.join(", ")
+        ));
     }
     if tensors.is_empty() {
         return Err(Error::Checkpoint {
             path: path.to_owned(),
-            problem: format!("no tensors under {}, expected a state dict", nested.map_or("the root", |(key, _)| key)),
+            problem: format!(
+                "no tensors under {}, expected a state dict",
+                nested.map_or("the root", |(key, _)| key)
+            ),
         });
     }
     let pickle = file.pickle();
@@ -154,20 +189,36 @@ fn read_pth(path: &Path, with_moments: bool) -> Result<Foreign> {
         Some(Value::Int(epoch)) => u64::try_from(*epoch).ok(),
         _ => None,
     };
-    let hints = pickle.entry(root, "args").map(|id| hints(pickle, id)).unwrap_or_default();
-    let optimizer = pickle.entry(root, "optimizer").filter(|_| with_moments && nested.is_some());
+    let hints = pickle
+        .entry(root, "args")
+        .map(|id| hints(pickle, id))
+        .unwrap_or_default();
+    let optimizer = pickle
+        .entry(root, "optimizer")
+        .filter(|_| with_moments && nested.is_some());
     let moments = match optimizer {
-        Some(id) => RawMoments::read(&mut file, id)
-            .map_err(|problem| Error::Checkpoint { path: path.to_owned(), problem: format!("optimizer: {problem}") })?,
+        Some(id) => RawMoments::read(&mut file, id).map_err(|problem| Error::Checkpoint {
+            path: path.to_owned(),
+            problem: format!("optimizer: {problem}"),
+        })?,
         None => None,
     };
-    Ok(Foreign { tensors, epoch, hints, moments, metadata: BTreeMap::new(), notes })
+    Ok(Foreign {
+        tensors,
+        epoch,
+        hints,
+        moments,
+        metadata: BTreeMap::new(),
+        notes,
+    })
 }
 
 /// Out of an `argparse.Namespace`, whose attributes are in its state, or a dict.
 fn hints(pickle: &Pickle, id: Id) -> Hints {
     let id = match pickle.get(id) {
-        Value::Call { state: Some(state), .. } => *state,
+        Value::Call {
+            state: Some(state), ..
+        } => *state,
         _ => id,
     };
     let get = |name: &str| pickle.entry(id, name).map(|id| pickle.get(id));
@@ -179,8 +230,14 @@ fn hints(pickle: &Pickle, id: Id) -> Hints {
         Some(Value::Bool(norm)) => Some(*norm),
         _ => None,
     };
-    let decoder_num_heads = pickle.entry(id, "decoder_num_heads").and_then(|id| pickle.size(id));
-    Hints { decoder_num_heads, mask_ratio, norm_pix_loss }
+    let decoder_num_heads = pickle
+        .entry(id, "decoder_num_heads")
+        .and_then(|id| pickle.size(id));
+    Hints {
+        decoder_num_heads,
+        mask_ratio,
+        norm_pix_loss,
+    }
 }
 
 #[cfg(test)]
@@ -191,7 +248,14 @@ mod tests {
     fn a_namespace_is_read_and_not_made() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/odd.pth");
         let foreign = Foreign::read(&path, Format::Auto, true).unwrap();
-        assert_eq!(foreign.hints, Hints { decoder_num_heads: Some(2), mask_ratio: None, norm_pix_loss: None });
+        assert_eq!(
+            foreign.hints,
+            Hints {
+                decoder_num_heads: Some(2),
+                mask_ratio: None,
+                norm_pix_loss: None
+            }
+        );
         assert_eq!(foreign.tensors.len(), 14);
         assert!(foreign.moments.is_none() && foreign.epoch.is_none());
     }

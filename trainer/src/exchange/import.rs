@@ -1,13 +1,13 @@
 //! From a file of another program to a model with all its parameters.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs::File;
-use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use candle_core::{DType, Device};
 
-use super::folder::{IMPORT_FILE, IMPORT_FORMAT, ImportCard, MODEL_FILE, NewFolder, OPTIM_FILE, Source};
+use super::folder::{
+    IMPORT_FILE, IMPORT_FORMAT, ImportCard, MODEL_FILE, NewFolder, OPTIM_FILE, Source, write_json,
+};
 use super::foreign::{Foreign, Format};
 use super::moments::OptimizerState;
 use super::names::{Tensors, from_hugging_face, is_encoder, is_hugging_face};
@@ -22,7 +22,13 @@ pub(super) const MODEL_KEY: &str = "pairquet.model";
 pub(super) const EPOCH_KEY: &str = "pairquet.epoch";
 
 /// Heads that other programs put on an encoder; nothing here has a use for them.
-const HEADS: [&str; 5] = ["head.", "head_dist.", "classifier.", "vit.pooler.", "vit.classifier."];
+const HEADS: [&str; 5] = [
+    "head.",
+    "head_dist.",
+    "classifier.",
+    "vit.pooler.",
+    "vit.classifier.",
+];
 
 /// How to read a foreign checkpoint.
 #[derive(Debug, Clone)]
@@ -86,16 +92,31 @@ pub struct Imported {
 /// missing, unexpected and of the wrong shape; [`Error::Config`] if the heads cannot be told.
 pub fn import(file: &Path, options: &ImportOptions) -> Result<Imported> {
     let (sha256, bytes) = sha256_of(file)?;
-    let source = Source { file: file.file_name().unwrap_or_default().to_string_lossy().into_owned(), bytes, sha256 };
+    let source = Source {
+        file: file
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned(),
+        bytes,
+        sha256,
+    };
     let foreign = Foreign::read(file, options.from, options.optimizer)?;
     let in_file = |error: Error| match error {
-        Error::Parameter { .. } | Error::Shape { .. } | Error::Config(_) | Error::NothingKept { .. } => {
-            Error::Checkpoint { path: file.to_owned(), problem: error.to_string() }
-        }
+        Error::Parameter { .. }
+        | Error::Shape { .. }
+        | Error::Config(_)
+        | Error::NothingKept { .. } => Error::Checkpoint {
+            path: file.to_owned(),
+            problem: error.to_string(),
+        },
         other => other,
     };
     let mut notes = foreign.notes;
-    let damaged = |problem: String| Error::Checkpoint { path: file.to_owned(), problem };
+    let damaged = |problem: String| Error::Checkpoint {
+        path: file.to_owned(),
+        problem,
+    };
 
     let mut tensors = Tensors::new();
     for (name, tensor) in foreign.tensors {
@@ -110,10 +131,18 @@ pub fn import(file: &Path, options: &ImportOptions) -> Result<Imported> {
     drop_heads(&mut tensors, &mut notes);
     to_f32(&mut tensors, &mut notes).map_err(in_file)?;
 
-    let base = foreign.metadata.get(MODEL_KEY).map(|text| serde_json::from_str::<ModelConfig>(text));
-    let base = base.transpose().map_err(|e| damaged(format!("metadata {MODEL_KEY}: {e}")))?;
-    let told =
-        sizes::Told { kind: options.kind, num_heads: options.num_heads, decoder_num_heads: options.decoder_num_heads };
+    let base = foreign
+        .metadata
+        .get(MODEL_KEY)
+        .map(|text| serde_json::from_str::<ModelConfig>(text));
+    let base = base
+        .transpose()
+        .map_err(|e| damaged(format!("metadata {MODEL_KEY}: {e}")))?;
+    let told = sizes::Told {
+        kind: options.kind,
+        num_heads: options.num_heads,
+        decoder_num_heads: options.decoder_num_heads,
+    };
     let model = sizes::infer(&tensors, base, told, foreign.hints, &mut notes).map_err(in_file)?;
     let mut params = Params::new(options.seed, DType::F32, &Device::Cpu);
     models::build(&model, &mut params)?;
@@ -128,18 +157,34 @@ pub fn import(file: &Path, options: &ImportOptions) -> Result<Imported> {
         }
         None => None,
     };
-    let said = foreign.metadata.get(EPOCH_KEY).and_then(|epoch| epoch.parse().ok());
-    Ok(Imported { model, params, optimizer, epoch: foreign.epoch.or(said), source, notes })
+    let said = foreign
+        .metadata
+        .get(EPOCH_KEY)
+        .and_then(|epoch| epoch.parse().ok());
+    Ok(Imported {
+        model,
+        params,
+        optimizer,
+        epoch: foreign.epoch.or(said),
+        source,
+        notes,
+    })
 }
 
 fn drop_heads(tensors: &mut Tensors, notes: &mut Vec<String>) {
-    let heads: Vec<String> =
-        tensors.keys().filter(|name| HEADS.iter().any(|head| name.starts_with(head))).cloned().collect();
+    let heads: Vec<String> = tensors
+        .keys()
+        .filter(|name| HEADS.iter().any(|head| name.starts_with(head)))
+        .cloned()
+        .collect();
     for name in &heads {
         tensors.remove(name);
     }
     if !heads.is_empty() {
-        notes.push(format!("a classifier's head left out: {}", heads.join(", ")));
+        notes.push(format!(
+            "a classifier's head left out: {}",
+            heads.join(", ")
+        ));
     }
 }
 
@@ -152,7 +197,10 @@ fn to_f32(tensors: &mut Tensors, notes: &mut Vec<String>) -> Result<()> {
             DType::F16 | DType::BF16 | DType::F64 => {}
             other => {
                 let problem = format!("is {other:?}, expected f16, bf16, f32 or f64");
-                return Err(Error::Parameter { name: name.clone(), problem });
+                return Err(Error::Parameter {
+                    name: name.clone(),
+                    problem,
+                });
             }
         }
         *tensor = tensor.to_dtype(DType::F32)?;
@@ -160,7 +208,9 @@ fn to_f32(tensors: &mut Tensors, notes: &mut Vec<String>) -> Result<()> {
     }
     for (dtype, n) in converted {
         let exactly = if dtype == "f64" { "rounded" } else { "exactly" };
-        notes.push(format!("{n} tensors converted from {dtype} to f32, {exactly}"));
+        notes.push(format!(
+            "{n} tensors converted from {dtype} to f32, {exactly}"
+        ));
     }
     Ok(())
 }
@@ -173,16 +223,27 @@ fn account_for(
     notes: &mut Vec<String>,
 ) -> Result<(), String> {
     let encoder_alone = tensors.keys().all(|name| is_encoder(name));
-    let mut missing: Vec<&str> = params.iter().map(|p| p.name.as_str()).filter(|&n| !tensors.contains_key(n)).collect();
+    let mut missing: Vec<&str> = params
+        .iter()
+        .map(|p| p.name.as_str())
+        .filter(|&n| !tensors.contains_key(n))
+        .collect();
     if encoder_alone {
         let n = missing.len();
         missing.retain(|name| is_encoder(name));
         if n > missing.len() {
-            notes.push(format!("the file holds an encoder alone: {} other parameters keep initial values", n - missing.len()));
+            notes.push(format!(
+                "the file holds an encoder alone: {} other parameters keep initial values",
+                n - missing.len()
+            ));
         }
     }
     let known: BTreeSet<&str> = params.iter().map(|p| p.name.as_str()).collect();
-    let unexpected: Vec<&str> = tensors.keys().map(String::as_str).filter(|name| !known.contains(name)).collect();
+    let unexpected: Vec<&str> = tensors
+        .keys()
+        .map(String::as_str)
+        .filter(|name| !known.contains(name))
+        .collect();
     let shapes: Vec<String> = params
         .iter()
         .filter_map(|p| {
@@ -193,7 +254,11 @@ fn account_for(
         .collect();
     let mut problems = Vec::new();
     let lists = [
-        ("missing (kept at initial values)", "missing", missing.join(", ")),
+        (
+            "missing (kept at initial values)",
+            "missing",
+            missing.join(", "),
+        ),
         ("unexpected (left out)", "unexpected", unexpected.join(", ")),
     ];
     for (allowed, wrong, list) in lists {
@@ -206,7 +271,11 @@ fn account_for(
     if !shapes.is_empty() {
         problems.push(format!("of the wrong shape: {}", shapes.join(", ")));
     }
-    if problems.is_empty() { Ok(()) } else { Err(format!("does not fit the model: {}", problems.join("; "))) }
+    if problems.is_empty() {
+        Ok(())
+    } else {
+        Err(format!("does not fit the model: {}", problems.join("; ")))
+    }
 }
 
 impl Imported {
@@ -218,17 +287,20 @@ impl Imported {
     pub fn write(&self, dst: &Path) -> Result<()> {
         let folder = NewFolder::create(dst)?;
         let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-        let write = |name: &str, tensors: &Tensors| -> Result<()> {
-            let path = folder.path(name);
-            let mut out = BufWriter::new(File::create(&path).map_err(Error::io(&path))?);
-            safetensors_file::write(&mut out, tensors, &metadata)?;
-            out.flush().map_err(Error::io(&path))
+        let write = |name: &str, tensors: &Tensors| {
+            safetensors_file::write(&folder.path(name), tensors, &metadata)
         };
         write(MODEL_FILE, &self.tensors())?;
         if let Some(state) = &self.optimizer {
-            let moments = [("exp_avg", &state.exp_avg), ("exp_avg_sq", &state.exp_avg_sq)];
+            let moments = [
+                ("exp_avg", &state.exp_avg),
+                ("exp_avg_sq", &state.exp_avg_sq),
+            ];
             let named = |(kind, tensors): (&str, &Tensors)| {
-                tensors.iter().map(|(name, tensor)| (format!("{kind}.{name}"), tensor.clone())).collect::<Vec<_>>()
+                tensors
+                    .iter()
+                    .map(|(name, tensor)| (format!("{kind}.{name}"), tensor.clone()))
+                    .collect::<Vec<_>>()
             };
             write(OPTIM_FILE, &moments.into_iter().flat_map(named).collect())?;
         }
@@ -241,16 +313,15 @@ impl Imported {
             step: self.optimizer.as_ref().map(|state| state.steps),
             notes: self.notes.clone(),
         };
-        let path = folder.path(IMPORT_FILE);
-        let mut text =
-            serde_json::to_vec_pretty(&card).map_err(|source| Error::Json { path: path.clone(), source })?;
-        text.push(b'\n');
-        std::fs::write(&path, text).map_err(Error::io(&path))?;
+        write_json(&folder.path(IMPORT_FILE), &card)?;
         folder.commit()
     }
 
     /// All parameters and tables by name.
     pub fn tensors(&self) -> Tensors {
-        self.params.iter().map(|param| (param.name.clone(), param.var.as_tensor().clone())).collect()
+        self.params
+            .iter()
+            .map(|param| (param.name.clone(), param.var.as_tensor().clone()))
+            .collect()
     }
 }

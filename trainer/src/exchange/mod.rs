@@ -28,7 +28,9 @@ mod safetensors_file;
 mod sizes;
 mod torch_file;
 
-pub use export::{CARD_FILE, ExportOptions, ExportReport, ExportedFile, PROBE_FILE, Target, export};
+pub use export::{
+    CARD_FILE, ExportOptions, ExportReport, ExportedFile, PROBE_FILE, Target, export,
+};
 pub use folder::{CheckpointInfo, IMPORT_FILE, Source, checkpoint_info};
 pub use foreign::Format;
 pub use import::{ImportOptions, Imported, import};

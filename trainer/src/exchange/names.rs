@@ -28,8 +28,14 @@ const BLOCK_PARTS: [(&str, &str); 5] = [
 const OTHER_NAMES: [(&str, &str); 12] = [
     ("cls_token", "vit.embeddings.cls_token"),
     ("pos_embed", "vit.embeddings.position_embeddings"),
-    ("patch_embed.proj.weight", "vit.embeddings.patch_embeddings.projection.weight"),
-    ("patch_embed.proj.bias", "vit.embeddings.patch_embeddings.projection.bias"),
+    (
+        "patch_embed.proj.weight",
+        "vit.embeddings.patch_embeddings.projection.weight",
+    ),
+    (
+        "patch_embed.proj.bias",
+        "vit.embeddings.patch_embeddings.projection.bias",
+    ),
     ("norm.weight", "vit.layernorm.weight"),
     ("norm.bias", "vit.layernorm.bias"),
     ("mask_token", "decoder.mask_token"),
@@ -41,19 +47,27 @@ const OTHER_NAMES: [(&str, &str); 12] = [
 ];
 
 /// Stacks of blocks: the reference's prefix and Hugging Face's.
-const STACKS: [(&str, &str); 2] = [("blocks.", "vit.encoder.layer."), ("decoder_blocks.", "decoder.decoder_layers.")];
+const STACKS: [(&str, &str); 2] = [
+    ("blocks.", "vit.encoder.layer."),
+    ("decoder_blocks.", "decoder.decoder_layers."),
+];
 
 const QKV: [&str; 3] = ["query", "key", "value"];
 
 /// Whether a parameter belongs to the encoder: all that timm's `VisionTransformer` has.
 pub fn is_encoder(name: &str) -> bool {
-    ["cls_token", "pos_embed"].contains(&name) || ["patch_embed.", "blocks.", "norm."].iter().any(|p| name.starts_with(p))
+    ["cls_token", "pos_embed"].contains(&name)
+        || ["patch_embed.", "blocks.", "norm."]
+            .iter()
+            .any(|p| name.starts_with(p))
 }
 
 /// Whether the names are Hugging Face's.
 pub fn is_hugging_face<'a>(mut names: impl Iterator<Item = &'a str>) -> bool {
     names.any(|name| {
-        ["vit.", "embeddings.", "encoder.layer.", "decoder.decoder_"].iter().any(|prefix| name.starts_with(prefix))
+        ["vit.", "embeddings.", "encoder.layer.", "decoder.decoder_"]
+            .iter()
+            .any(|prefix| name.starts_with(prefix))
     })
 }
 
@@ -83,8 +97,10 @@ pub fn to_hugging_face(tensors: &Tensors) -> Result<Tensors> {
                 continue;
             }
             let (owner, kind) = part.rsplit_once('.').unwrap_or((part, ""));
-            let (_, theirs) =
-                BLOCK_PARTS.iter().find(|(ours, _)| *ours == owner).ok_or_else(|| no_place(name))?;
+            let (_, theirs) = BLOCK_PARTS
+                .iter()
+                .find(|(ours, _)| *ours == owner)
+                .ok_or_else(|| no_place(name))?;
             renamed.insert(format!("{path}{theirs}.{kind}"), tensor.clone());
             continue;
         }
@@ -99,7 +115,10 @@ pub fn to_hugging_face(tensors: &Tensors) -> Result<Tensors> {
 }
 
 fn no_place(name: &str) -> Error {
-    Error::Parameter { name: name.to_owned(), problem: "Hugging Face's layout has no place for it".to_owned() }
+    Error::Parameter {
+        name: name.to_owned(),
+        problem: "Hugging Face's layout has no place for it".to_owned(),
+    }
 }
 
 /// Renames from Hugging Face's layout, with or without the `vit.` prefix, to the reference's, and packs query, key and
@@ -111,13 +130,24 @@ pub fn from_hugging_face(tensors: &Tensors) -> Result<Tensors> {
     let prefixed: BTreeMap<String, &Tensor> = tensors
         .iter()
         .map(|(name, tensor)| {
-            let bare = ["embeddings.", "encoder.", "layernorm.", "pooler."].iter().any(|p| name.starts_with(p));
-            (if bare { format!("vit.{name}") } else { name.clone() }, tensor)
+            let bare = ["embeddings.", "encoder.", "layernorm.", "pooler."]
+                .iter()
+                .any(|p| name.starts_with(p));
+            (
+                if bare {
+                    format!("vit.{name}")
+                } else {
+                    name.clone()
+                },
+                tensor,
+            )
         })
         .collect();
     let mut renamed = Tensors::new();
     for (name, tensor) in &prefixed {
-        let (ours, tensor) = if let Some((stack, index, part)) = split_block(name, |(_, theirs)| theirs) {
+        let (ours, tensor) = if let Some((stack, index, part)) =
+            split_block(name, |(_, theirs)| theirs)
+        {
             let path = format!("{}{index}.", stack.0);
             if let Some(kind) = part.strip_prefix("attention.attention.query.") {
                 let mut thirds = Vec::with_capacity(QKV.len());
@@ -140,13 +170,19 @@ pub fn from_hugging_face(tensors: &Tensors) -> Result<Tensors> {
             }
         } else if let Some((ours, _)) = OTHER_NAMES.iter().find(|(_, theirs)| theirs == name) {
             ((*ours).to_owned(), (*tensor).clone())
-        } else if let Some(pred) = name.strip_prefix("decoder.").filter(|rest| rest.starts_with("decoder_pred.")) {
+        } else if let Some(pred) = name
+            .strip_prefix("decoder.")
+            .filter(|rest| rest.starts_with("decoder_pred."))
+        {
             (pred.to_owned(), (*tensor).clone())
         } else {
             (name.clone(), (*tensor).clone())
         };
         if renamed.insert(ours.clone(), tensor).is_some() {
-            return Err(Error::Parameter { name: ours, problem: "met twice after renaming".to_owned() });
+            return Err(Error::Parameter {
+                name: ours,
+                problem: "met twice after renaming".to_owned(),
+            });
         }
     }
     Ok(renamed)
@@ -156,7 +192,9 @@ pub fn from_hugging_face(tensors: &Tensors) -> Result<Tensors> {
 fn is_packed(tensors: &BTreeMap<String, &Tensor>, stack: &str, index: &str, part: &str) -> bool {
     QKV[1..].iter().any(|which| {
         part.strip_prefix(&format!("attention.attention.{which}."))
-            .is_some_and(|kind| tensors.contains_key(&format!("{stack}{index}.attention.attention.query.{kind}")))
+            .is_some_and(|kind| {
+                tensors.contains_key(&format!("{stack}{index}.attention.attention.query.{kind}"))
+            })
     })
 }
 
@@ -167,7 +205,8 @@ fn split_block(
 ) -> Option<((&'static str, &'static str), &str, &str)> {
     STACKS.iter().find_map(|stack| {
         let (index, part) = name.strip_prefix(prefix(stack))?.split_once('.')?;
-        (!index.is_empty() && index.bytes().all(|b| b.is_ascii_digit())).then_some((*stack, index, part))
+        (!index.is_empty() && index.bytes().all(|b| b.is_ascii_digit()))
+            .then_some((*stack, index, part))
     })
 }
 
@@ -203,7 +242,11 @@ mod tests {
                 names.push((format!("{name}.{end}"), vec![4]));
             }
         }
-        names.into_iter().enumerate().map(|(i, (name, shape))| (name, numbers(&shape, 100 * i as u32))).collect()
+        names
+            .into_iter()
+            .enumerate()
+            .map(|(i, (name, shape))| (name, numbers(&shape, 100 * i as u32)))
+            .collect()
     }
 
     fn assert_same(a: &Tensors, b: &Tensors) {
@@ -224,31 +267,54 @@ mod tests {
         assert!(theirs.contains_key("vit.encoder.layer.11.attention.output.dense.weight"));
         assert!(theirs.contains_key("decoder.decoder_layers.0.layernorm_before.bias"));
         assert!(theirs.contains_key("decoder.decoder_pred.bias"));
-        let value = theirs["vit.encoder.layer.0.attention.attention.value.weight"].to_vec2::<f32>().unwrap();
+        let value = theirs["vit.encoder.layer.0.attention.attention.value.weight"]
+            .to_vec2::<f32>()
+            .unwrap();
         let packed = ours["blocks.0.attn.qkv.weight"].to_vec2::<f32>().unwrap();
         assert_eq!(value, packed[8..]);
         assert_same(&ours, &from_hugging_face(&theirs).unwrap());
 
         let encoder: Tensors = theirs
             .into_iter()
-            .filter_map(|(name, tensor)| name.strip_prefix("vit.").map(|bare| (bare.to_owned(), tensor)))
+            .filter_map(|(name, tensor)| {
+                name.strip_prefix("vit.")
+                    .map(|bare| (bare.to_owned(), tensor))
+            })
             .collect();
         let back = from_hugging_face(&encoder).unwrap();
-        assert_same(&ours.into_iter().filter(|(name, _)| is_encoder(name)).collect(), &back);
+        assert_same(
+            &ours
+                .into_iter()
+                .filter(|(name, _)| is_encoder(name))
+                .collect(),
+            &back,
+        );
     }
 
     #[test]
     fn a_lost_key_and_a_foreign_name_are_found() {
         let mut theirs = to_hugging_face(&mae()).unwrap();
         theirs.insert("vit.pooler.dense.weight".to_owned(), numbers(&[1], 0));
-        assert!(from_hugging_face(&theirs).unwrap().contains_key("vit.pooler.dense.weight"));
+        assert!(
+            from_hugging_face(&theirs)
+                .unwrap()
+                .contains_key("vit.pooler.dense.weight")
+        );
         theirs.remove("vit.encoder.layer.0.attention.attention.key.weight");
         let message = from_hugging_face(&theirs).unwrap_err().to_string();
-        assert!(message.contains("vit.encoder.layer.0.attention.attention.key.weight"), "{message}");
+        assert!(
+            message.contains("vit.encoder.layer.0.attention.attention.key.weight"),
+            "{message}"
+        );
 
         let mut ours = mae();
         ours.insert("projector.0.weight".to_owned(), numbers(&[1], 0));
-        assert!(to_hugging_face(&ours).unwrap_err().to_string().contains("projector.0.weight"));
+        assert!(
+            to_hugging_face(&ours)
+                .unwrap_err()
+                .to_string()
+                .contains("projector.0.weight")
+        );
     }
 
     #[test]

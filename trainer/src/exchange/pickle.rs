@@ -100,13 +100,24 @@ impl Pickle {
         };
         loop {
             let at = machine.input.at;
-            let opcode = machine.input.byte().map_err(|problem| format!("pickle: {problem}"))?;
+            let opcode = machine
+                .input
+                .byte()
+                .map_err(|problem| format!("pickle: {problem}"))?;
             match machine.step(opcode) {
                 Ok(None) => {}
                 Ok(Some(root)) => {
-                    return Ok(Pickle { values: machine.values, root, n_bytes: machine.input.at });
+                    return Ok(Pickle {
+                        values: machine.values,
+                        root,
+                        n_bytes: machine.input.at,
+                    });
                 }
-                Err(problem) => return Err(format!("pickle: opcode 0x{opcode:02x} at byte {at}: {problem}")),
+                Err(problem) => {
+                    return Err(format!(
+                        "pickle: opcode 0x{opcode:02x} at byte {at}: {problem}"
+                    ));
+                }
             }
         }
     }
@@ -141,7 +152,9 @@ impl Pickle {
     /// The entries of the dict at `id`, if it is one. A key met twice keeps its first place and takes its last value,
     /// as in Python.
     pub(crate) fn entries(&self, id: Id) -> Option<Vec<(Id, Id)>> {
-        let Value::Dict(raw) = self.get(id) else { return None };
+        let Value::Dict(raw) = self.get(id) else {
+            return None;
+        };
         let mut entries: Vec<(Id, Id)> = Vec::with_capacity(raw.len());
         let mut place_of_text: HashMap<&str, usize> = HashMap::new();
         for &(key, value) in raw {
@@ -159,8 +172,13 @@ impl Pickle {
 
     /// The value of the text key `key` in the dict at `id`.
     pub(crate) fn entry(&self, id: Id, key: &str) -> Option<Id> {
-        let Value::Dict(raw) = self.get(id) else { return None };
-        raw.iter().rev().find(|(k, _)| self.text(*k) == Some(key)).map(|&(_, value)| value)
+        let Value::Dict(raw) = self.get(id) else {
+            return None;
+        };
+        raw.iter()
+            .rev()
+            .find(|(k, _)| self.text(*k) == Some(key))
+            .map(|&(_, value)| value)
     }
 
     /// `module.name` of the global at `id`, as one text.
@@ -195,8 +213,12 @@ struct Input<'a> {
 
 impl<'a> Input<'a> {
     fn take(&mut self, n: usize) -> Result<&'a [u8], String> {
-        let end = self.at.checked_add(n).filter(|&end| end <= self.bytes.len());
-        let end = end.ok_or_else(|| format!("{n} bytes wanted, {} left", self.bytes.len() - self.at))?;
+        let end = self
+            .at
+            .checked_add(n)
+            .filter(|&end| end <= self.bytes.len());
+        let end =
+            end.ok_or_else(|| format!("{n} bytes wanted, {} left", self.bytes.len() - self.at))?;
         let taken = &self.bytes[self.at..end];
         self.at = end;
         Ok(taken)
@@ -221,9 +243,14 @@ impl<'a> Input<'a> {
 
     fn line(&mut self) -> Result<String, String> {
         let rest = &self.bytes[self.at..];
-        let n = rest.iter().position(|&b| b == b'\n').ok_or("a line without an end")?;
+        let n = rest
+            .iter()
+            .position(|&b| b == b'\n')
+            .ok_or("a line without an end")?;
         let line = self.take(n + 1)?;
-        Ok(String::from_utf8_lossy(&line[..n]).trim_end_matches('\r').to_owned())
+        Ok(String::from_utf8_lossy(&line[..n])
+            .trim_end_matches('\r')
+            .to_owned())
     }
 }
 
@@ -380,7 +407,11 @@ impl Machine<'_> {
     /// Height of the stack `n` values down, which must not reach below the last mark.
     fn above_mark(&self, n: usize) -> Result<usize, String> {
         let floor = self.marks.last().copied().unwrap_or(0);
-        self.stack.len().checked_sub(n).filter(|&height| height >= floor).ok_or_else(|| "the stack is empty".to_owned())
+        self.stack
+            .len()
+            .checked_sub(n)
+            .filter(|&height| height >= floor)
+            .ok_or_else(|| "the stack is empty".to_owned())
     }
 
     fn top(&self) -> Result<Id, String> {
@@ -458,7 +489,10 @@ impl Machine<'_> {
     }
 
     fn recall(&mut self, key: usize) -> Result<(), String> {
-        let id = self.memo.get(&key).ok_or_else(|| format!("nothing is remembered as {key}"))?;
+        let id = self
+            .memo
+            .get(&key)
+            .ok_or_else(|| format!("nothing is remembered as {key}"))?;
         self.stack.push(*id);
         Ok(())
     }
@@ -471,7 +505,11 @@ impl Machine<'_> {
         self.push(if is_empty_dict {
             Value::Dict(Vec::new())
         } else {
-            Value::Call { callable, args, state: None }
+            Value::Call {
+                callable,
+                args,
+                state: None,
+            }
         });
         Ok(())
     }
@@ -489,9 +527,15 @@ impl Machine<'_> {
 
 fn pairs(items: &[Id]) -> Result<Vec<(Id, Id)>, String> {
     if !items.len().is_multiple_of(2) {
-        return Err(format!("{} keys and values, expected an even number", items.len()));
+        return Err(format!(
+            "{} keys and values, expected an even number",
+            items.len()
+        ));
     }
-    Ok(items.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect())
+    Ok(items
+        .chunks_exact(2)
+        .map(|pair| (pair[0], pair[1]))
+        .collect())
 }
 
 #[cfg(test)]
@@ -507,13 +551,23 @@ mod tests {
         let pickle = Pickle::parse(bytes).unwrap();
         assert_eq!(pickle.n_bytes, bytes.len() - 4);
         let list = pickle.entry(pickle.root(), "a").unwrap();
-        let Value::List(items) = pickle.get(list) else { panic!("{:?}", pickle.get(list)) };
+        let Value::List(items) = pickle.get(list) else {
+            panic!("{:?}", pickle.get(list))
+        };
         let items: Vec<&Value> = items.iter().map(|&id| pickle.get(id)).collect();
         assert_eq!(
             items,
-            [&Value::Int(1), &Value::Int(-2), &Value::Float(2.5), &Value::None, &Value::Bool(true)]
+            [
+                &Value::Int(1),
+                &Value::Int(-2),
+                &Value::Float(2.5),
+                &Value::None,
+                &Value::Bool(true)
+            ]
         );
-        let tuple = pickle.tuple(pickle.entry(pickle.root(), "b").unwrap()).unwrap();
+        let tuple = pickle
+            .tuple(pickle.entry(pickle.root(), "b").unwrap())
+            .unwrap();
         assert_eq!(pickle.size(tuple[0]), Some(300));
         assert_eq!(pickle.size(tuple[1]), Some(1 << 40));
         assert_eq!(pickle.text(tuple[2]), Some("x"));
@@ -526,24 +580,40 @@ mod tests {
         let pickle = Pickle::parse(bytes).unwrap();
         let both = pickle.tuple(pickle.root()).unwrap();
         assert_eq!(both[0], both[1]);
-        assert_eq!(pickle.entry(both[1], "k").and_then(|id| pickle.size(id)), Some(7));
+        assert_eq!(
+            pickle.entry(both[1], "k").and_then(|id| pickle.size(id)),
+            Some(7)
+        );
     }
 
     #[test]
     fn calls_are_recorded_and_not_made() {
         let pickle = Pickle::parse(b"cos\nsystem\nX\x04\x00\x00\x00true\x85R}b.").unwrap();
-        let Value::Call { callable, state, .. } = pickle.get(pickle.root()) else { panic!() };
+        let Value::Call {
+            callable, state, ..
+        } = pickle.get(pickle.root())
+        else {
+            panic!()
+        };
         assert_eq!(pickle.global(*callable).as_deref(), Some("os.system"));
         assert!(state.is_some());
     }
 
     #[test]
     fn a_key_met_twice_takes_its_last_value() {
-        let pickle = Pickle::parse(b"}(X\x01\x00\x00\x00aK\x01X\x01\x00\x00\x00bK\x02X\x01\x00\x00\x00aK\x03u.").unwrap();
+        let pickle = Pickle::parse(
+            b"}(X\x01\x00\x00\x00aK\x01X\x01\x00\x00\x00bK\x02X\x01\x00\x00\x00aK\x03u.",
+        )
+        .unwrap();
         let entries = pickle.entries(pickle.root()).unwrap();
         assert_eq!(entries.len(), 2);
         assert_eq!(pickle.size(entries[0].1), Some(3));
-        assert_eq!(pickle.entry(pickle.root(), "a").and_then(|id| pickle.size(id)), Some(3));
+        assert_eq!(
+            pickle
+                .entry(pickle.root(), "a")
+                .and_then(|id| pickle.size(id)),
+            Some(3)
+        );
     }
 
     #[test]

@@ -26,27 +26,47 @@ pub(super) fn probe(model: &ModelConfig, tensors: &Tensors, device: &Device) -> 
     let sizes = model.sizes();
     let mut params = Params::new(0, DType::F32, device);
     let cls_token = params.trainable("cls_token", &[1, 1, sizes.embed_dim], Init::Zeros)?;
-    let pos_embed = params.frozen("pos_embed", &sincos_pos_embed(sizes.embed_dim, sizes.grid())?)?;
+    let pos_embed = params.frozen(
+        "pos_embed",
+        &sincos_pos_embed(sizes.embed_dim, sizes.grid())?,
+    )?;
     let encoder = Encoder::new(&mut params, &sizes, cls_token, pos_embed, 0.0)?;
-    let encoder_tensors: HashMap<String, Tensor> =
-        tensors.iter().filter(|(name, _)| is_encoder(name)).map(|(name, t)| (name.clone(), t.clone())).collect();
+    let encoder_tensors: HashMap<String, Tensor> = tensors
+        .iter()
+        .filter(|(name, _)| is_encoder(name))
+        .map(|(name, t)| (name.clone(), t.clone()))
+        .collect();
     params.load(&encoder_tensors)?;
 
     let side = sizes.img_size;
-    let images = Tensor::from_vec(values(N_IMAGES * 3 * side * side), (N_IMAGES, 3, side, side), device)?;
+    let images = Tensor::from_vec(
+        values(N_IMAGES * 3 * side * side),
+        (N_IMAGES, 3, side, side),
+        device,
+    )?;
     let features = encoder.forward(&patchify(&images, sizes.patch_size)?, Pass::evaluation())?; // [2, 1 + N, D]
     if features.dims() != [N_IMAGES, 1 + sizes.n_patches(), sizes.embed_dim] {
         return Err(Error::Shape {
             what: "features".to_owned(),
             got: features.dims().to_vec(),
-            expected: format!("[{N_IMAGES}, {}, {}]", 1 + sizes.n_patches(), sizes.embed_dim),
+            expected: format!(
+                "[{N_IMAGES}, {}, {}]",
+                1 + sizes.n_patches(),
+                sizes.embed_dim
+            ),
         });
     }
-    Ok([("images".to_owned(), images), ("features".to_owned(), features)].into())
+    Ok([
+        ("images".to_owned(), images),
+        ("features".to_owned(), features),
+    ]
+    .into())
 }
 
 /// Values in [-2, 2), the range of normalised pixels, that look like noise and need no generator.
 fn values(n: usize) -> Vec<f32> {
     // the fractional parts of multiples of the golden ratio's inverse, in 32-bit arithmetic
-    (0..n as u32).map(|i| (i.wrapping_mul(2_654_435_769) >> 8) as f32 / (1 << 24) as f32 * 4.0 - 2.0).collect()
+    (0..n as u32)
+        .map(|i| (i.wrapping_mul(2_654_435_769) >> 8) as f32 / (1 << 24) as f32 * 4.0 - 2.0)
+        .collect()
 }

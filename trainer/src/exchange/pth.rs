@@ -62,11 +62,17 @@ impl PthFile {
     /// # Errors
     /// [`Error::Io`] if it cannot be read, [`Error::Checkpoint`] if it is not a whole checkpoint of PyTorch.
     pub(crate) fn open(path: &Path) -> Result<PthFile> {
-        let damaged = |problem: String| Error::Checkpoint { path: path.to_owned(), problem };
+        let damaged = |problem: String| Error::Checkpoint {
+            path: path.to_owned(),
+            problem,
+        };
         let mut file = File::open(path).map_err(Error::io(path))?;
         let file_bytes = file.metadata().map_err(Error::io(path))?.len();
         let mut magic = Vec::new();
-        file.by_ref().take(2).read_to_end(&mut magic).map_err(Error::io(path))?;
+        file.by_ref()
+            .take(2)
+            .read_to_end(&mut magic)
+            .map_err(Error::io(path))?;
         file.rewind().map_err(Error::io(path))?;
         let (pickle, storages) = match magic.as_slice() {
             b"PK" => open_zip(file, file_bytes).map_err(damaged)?,
@@ -75,10 +81,21 @@ impl PthFile {
                 file.read_to_end(&mut bytes).map_err(Error::io(path))?;
                 open_legacy(bytes).map_err(damaged)?
             }
-            _ => return Err(damaged("neither a zip nor a pickle, expected a file that torch.save wrote".to_owned())),
+            _ => {
+                return Err(damaged(
+                    "neither a zip nor a pickle, expected a file that torch.save wrote".to_owned(),
+                ));
+            }
         };
         let budget_bytes = file_bytes.saturating_mul(MAX_GROWTH).max(MIN_BUDGET_BYTES);
-        Ok(PthFile { path: path.to_owned(), pickle, storages, cache: HashMap::new(), cached_bytes: 0, budget_bytes })
+        Ok(PthFile {
+            path: path.to_owned(),
+            pickle,
+            storages,
+            cache: HashMap::new(),
+            cached_bytes: 0,
+            budget_bytes,
+        })
     }
 
     /// The file's values.
@@ -91,7 +108,10 @@ impl PthFile {
     /// # Errors
     /// [`Error::Checkpoint`] naming the tensor that cannot be read.
     pub(crate) fn tensors(&mut self, id: Id) -> Result<(NamedTensors, Vec<String>)> {
-        let entries = self.pickle.entries(id).ok_or_else(|| self.damaged("a dict of tensors was expected".to_owned()))?;
+        let entries = self
+            .pickle
+            .entries(id)
+            .ok_or_else(|| self.damaged("a dict of tensors was expected".to_owned()))?;
         let mut tensors = Vec::new();
         let mut others = Vec::new();
         for (key, value) in entries {
@@ -102,7 +122,9 @@ impl PthFile {
             };
             match self.tensor(value).map_err(|e| self.at_tensor(&name, e))? {
                 Some(_) if self.pickle.text(key).is_none() => {
-                    return Err(self.damaged(format!("a tensor is filed under {name}, expected a text")));
+                    return Err(
+                        self.damaged(format!("a tensor is filed under {name}, expected a text"))
+                    );
                 }
                 Some(tensor) => tensors.push((name, tensor)),
                 None => others.push(name),
@@ -116,7 +138,9 @@ impl PthFile {
     /// # Errors
     /// A sentence if it is a tensor that cannot be read.
     pub(crate) fn tensor(&mut self, id: Id) -> Result<Option<Tensor>, String> {
-        let Some(spec) = tensor_spec(&self.pickle, id)? else { return Ok(None) };
+        let Some(spec) = tensor_spec(&self.pickle, id)? else {
+            return Ok(None);
+        };
         let n_bytes = elements(&spec.shape)
             .and_then(|n| n.checked_mul(spec.dtype.size_in_bytes()))
             .ok_or_else(|| format!("shape {:?} has no size", spec.shape))?;
@@ -124,10 +148,15 @@ impl PthFile {
         let storage = self.storage(&spec.storage)?;
         let n_stored = storage.len() / spec.dtype.size_in_bytes();
         if spec.numel > n_stored {
-            return Err(format!("storage {} has {n_stored} elements, expected {}", spec.storage, spec.numel));
+            return Err(format!(
+                "storage {} has {n_stored} elements, expected {}",
+                spec.storage, spec.numel
+            ));
         }
         let bytes = gather(&storage, &spec)?;
-        Tensor::from_raw_buffer(&bytes, spec.dtype, &spec.shape, &Device::Cpu).map(Some).map_err(|e| e.to_string())
+        Tensor::from_raw_buffer(&bytes, spec.dtype, &spec.shape, &Device::Cpu)
+            .map(Some)
+            .map_err(|e| e.to_string())
     }
 
     fn storage(&mut self, key: &str) -> Result<Rc<Vec<u8>>, String> {
@@ -147,15 +176,17 @@ impl PthFile {
     }
 
     fn spend(&mut self, n_bytes: u64) -> Result<(), String> {
-        self.budget_bytes = self
-            .budget_bytes
-            .checked_sub(n_bytes)
-            .ok_or_else(|| format!("the tensors are more than {MAX_GROWTH} times as large as the file"))?;
+        self.budget_bytes = self.budget_bytes.checked_sub(n_bytes).ok_or_else(|| {
+            format!("the tensors are more than {MAX_GROWTH} times as large as the file")
+        })?;
         Ok(())
     }
 
     fn damaged(&self, problem: String) -> Error {
-        Error::Checkpoint { path: self.path.clone(), problem }
+        Error::Checkpoint {
+            path: self.path.clone(),
+            problem,
+        }
     }
 
     fn at_tensor(&self, name: &str, problem: String) -> Error {
@@ -166,17 +197,30 @@ impl PthFile {
 /// Where the raw values are.
 enum Storages {
     /// One entry of the zip each, in `{folder}data/`.
-    Zip { zip: Box<ZipArchive<BufReader<File>>>, folder: String, file_bytes: u64 },
+    Zip {
+        zip: Box<ZipArchive<BufReader<File>>>,
+        folder: String,
+        file_bytes: u64,
+    },
     /// One after the other at the end of the file.
-    Legacy { bytes: Vec<u8>, places: HashMap<String, Range<usize>> },
+    Legacy {
+        bytes: Vec<u8>,
+        places: HashMap<String, Range<usize>>,
+    },
 }
 
 impl Storages {
     fn read(&mut self, key: &str) -> Result<Vec<u8>, String> {
         match self {
-            Storages::Zip { zip, folder, file_bytes } => read_entry(zip, &format!("{folder}data/{key}"), *file_bytes),
+            Storages::Zip {
+                zip,
+                folder,
+                file_bytes,
+            } => read_entry(zip, &format!("{folder}data/{key}"), *file_bytes),
             Storages::Legacy { bytes, places } => {
-                let place = places.get(key).ok_or_else(|| format!("no storage {key} in the file"))?;
+                let place = places
+                    .get(key)
+                    .ok_or_else(|| format!("no storage {key} in the file"))?;
                 Ok(bytes[place.clone()].to_vec())
             }
         }
@@ -184,11 +228,15 @@ impl Storages {
 }
 
 fn open_zip(file: File, file_bytes: u64) -> Result<(Pickle, Storages), String> {
-    let mut zip = ZipArchive::new(BufReader::new(file)).map_err(|e| format!("not a whole zip: {e}"))?;
+    let mut zip =
+        ZipArchive::new(BufReader::new(file)).map_err(|e| format!("not a whole zip: {e}"))?;
     let mut folder = None;
     for name in zip.file_names() {
         let name = name.map_err(|e| e.to_string())?;
-        if let Some(prefix) = name.strip_suffix("data.pkl").filter(|p| p.is_empty() || p.ends_with('/')) {
+        if let Some(prefix) = name
+            .strip_suffix("data.pkl")
+            .filter(|p| p.is_empty() || p.ends_with('/'))
+        {
             if folder.is_some() {
                 return Err("two files named data.pkl in the zip, expected one".to_owned());
             }
@@ -196,14 +244,25 @@ fn open_zip(file: File, file_bytes: u64) -> Result<(Pickle, Storages), String> {
         }
     }
     let folder = folder.ok_or("no data.pkl in the zip")?;
-    let bytes = read_entry(&mut zip, &format!("{folder}data.pkl"), MAX_PICKLE_BYTES.min(file_bytes))?;
+    let bytes = read_entry(
+        &mut zip,
+        &format!("{folder}data.pkl"),
+        MAX_PICKLE_BYTES.min(file_bytes),
+    )?;
     let pickle = Pickle::parse(&bytes)?;
     if let Ok(order) = read_entry(&mut zip, &format!("{folder}byteorder"), 16)
         && order != b"little"
     {
         return Err("written on a big-endian machine, which is not supported".to_owned());
     }
-    Ok((pickle, Storages::Zip { zip: Box::new(zip), folder, file_bytes }))
+    Ok((
+        pickle,
+        Storages::Zip {
+            zip: Box::new(zip),
+            folder,
+            file_bytes,
+        },
+    ))
 }
 
 /// The format before PyTorch 1.6: pickles of a magic number, a version, the machine, the object and the storages' keys,
@@ -221,12 +280,18 @@ fn open_legacy(bytes: Vec<u8>) -> Result<(Pickle, Storages), String> {
     }
     next()?;
     let machine = next()?;
-    if machine.entry(machine.root(), "little_endian").map(|id| machine.get(id)) != Some(&Value::Bool(true)) {
+    if machine
+        .entry(machine.root(), "little_endian")
+        .map(|id| machine.get(id))
+        != Some(&Value::Bool(true))
+    {
         return Err("written on a big-endian machine, which is not supported".to_owned());
     }
     let pickle = next()?;
     let keys = next()?;
-    let Value::List(key_ids) = keys.get(keys.root()) else { return Err("no list of storages".to_owned()) };
+    let Value::List(key_ids) = keys.get(keys.root()) else {
+        return Err("no list of storages".to_owned());
+    };
 
     let mut widths = HashMap::new();
     for id in pickle.persistent() {
@@ -236,11 +301,21 @@ fn open_legacy(bytes: Vec<u8>) -> Result<(Pickle, Storages), String> {
     let mut places = HashMap::new();
     for &id in key_ids {
         let key = keys.text(id).ok_or("a storage's key that is not a text")?;
-        let width = widths.get(key).ok_or_else(|| format!("storage {key} belongs to no tensor"))?;
+        let width = widths
+            .get(key)
+            .ok_or_else(|| format!("storage {key} belongs to no tensor"))?;
         let cut = || format!("the file ends in storage {key}");
-        let numel = bytes.get(at..at + 8).and_then(|n| <[u8; 8]>::try_from(n).ok()).ok_or_else(cut)?;
-        let end = usize::try_from(i64::from_le_bytes(numel)).ok().and_then(|n| n.checked_mul(*width));
-        let end = end.and_then(|n| n.checked_add(at + 8)).filter(|&end| end <= bytes.len()).ok_or_else(cut)?;
+        let numel = bytes
+            .get(at..at + 8)
+            .and_then(|n| <[u8; 8]>::try_from(n).ok())
+            .ok_or_else(cut)?;
+        let end = usize::try_from(i64::from_le_bytes(numel))
+            .ok()
+            .and_then(|n| n.checked_mul(*width));
+        let end = end
+            .and_then(|n| n.checked_add(at + 8))
+            .filter(|&end| end <= bytes.len())
+            .ok_or_else(cut)?;
         places.insert(key.to_owned(), at + 8..end);
         at = end;
     }
@@ -248,15 +323,24 @@ fn open_legacy(bytes: Vec<u8>) -> Result<(Pickle, Storages), String> {
 }
 
 /// The uncompressed entry `name`, of at most `max_bytes`; its checksum is checked by the zip reader at the end.
-fn read_entry(zip: &mut ZipArchive<BufReader<File>>, name: &str, max_bytes: u64) -> Result<Vec<u8>, String> {
+fn read_entry(
+    zip: &mut ZipArchive<BufReader<File>>,
+    name: &str,
+    max_bytes: u64,
+) -> Result<Vec<u8>, String> {
     let entry = zip.by_name(name).map_err(|e| format!("{name}: {e}"))?;
     let n_bytes = entry.size();
     if n_bytes > max_bytes {
-        return Err(format!("{name}: {n_bytes} bytes, expected at most {max_bytes}"));
+        return Err(format!(
+            "{name}: {n_bytes} bytes, expected at most {max_bytes}"
+        ));
     }
     let mut bytes = Vec::new();
     // One byte more than announced would be a lie of the directory; reading past the end also checks the checksum.
-    entry.take(n_bytes + 1).read_to_end(&mut bytes).map_err(|e| format!("{name}: {e}"))?;
+    entry
+        .take(n_bytes + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|e| format!("{name}: {e}"))?;
     if bytes.len() as u64 != n_bytes {
         return Err(format!("{name}: {} bytes, expected {n_bytes}", bytes.len()));
     }
@@ -267,13 +351,21 @@ fn read_entry(zip: &mut ZipArchive<BufReader<File>>, name: &str, max_bytes: u64)
 fn tensor_spec(pickle: &Pickle, id: Id) -> Result<Option<TensorSpec>, String> {
     let mut id = id;
     for _ in 0..MAX_WRAPPERS {
-        let Value::Call { callable, args, .. } = pickle.get(id) else { return Ok(None) };
-        let Some(name) = pickle.global(*callable) else { return Ok(None) };
-        let args = pickle.tuple(*args).ok_or_else(|| format!("{name} without a tuple of arguments"))?;
+        let Value::Call { callable, args, .. } = pickle.get(id) else {
+            return Ok(None);
+        };
+        let Some(name) = pickle.global(*callable) else {
+            return Ok(None);
+        };
+        let args = pickle
+            .tuple(*args)
+            .ok_or_else(|| format!("{name} without a tuple of arguments"))?;
         let too_few = || format!("{name} with {} arguments", args.len());
         match name.as_str() {
             "torch._utils._rebuild_tensor_v2" | "torch._utils._rebuild_tensor" => {
-                let [storage, offset, shape, strides, ..] = args else { return Err(too_few()) };
+                let [storage, offset, shape, strides, ..] = args else {
+                    return Err(too_few());
+                };
                 return rebuild(pickle, *storage, *offset, *shape, *strides).map(Some);
             }
             "torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state" => {
@@ -281,17 +373,25 @@ fn tensor_spec(pickle: &Pickle, id: Id) -> Result<Option<TensorSpec>, String> {
             }
             // (function, type, its arguments, state): the function is one of those above
             "torch._tensor._rebuild_from_type_v2" => {
-                let [function, _, inner, ..] = args else { return Err(too_few()) };
+                let [function, _, inner, ..] = args else {
+                    return Err(too_few());
+                };
                 let name = pickle.global(*function).unwrap_or_default();
                 if name != "torch._utils._rebuild_tensor_v2" {
-                    return Err(format!("a tensor rebuilt by {name:?}, which is not supported"));
+                    return Err(format!(
+                        "a tensor rebuilt by {name:?}, which is not supported"
+                    ));
                 }
                 let inner = pickle.tuple(*inner).unwrap_or_default();
-                let [storage, offset, shape, strides, ..] = inner else { return Err(too_few()) };
+                let [storage, offset, shape, strides, ..] = inner else {
+                    return Err(too_few());
+                };
                 return rebuild(pickle, *storage, *offset, *shape, *strides).map(Some);
             }
             _ if name.starts_with("torch._utils._rebuild") => {
-                return Err(format!("{name} (a sparse, quantised or other special tensor) is not supported"));
+                return Err(format!(
+                    "{name} (a sparse, quantised or other special tensor) is not supported"
+                ));
             }
             _ => return Ok(None),
         }
@@ -299,14 +399,32 @@ fn tensor_spec(pickle: &Pickle, id: Id) -> Result<Option<TensorSpec>, String> {
     Err(format!("more than {MAX_WRAPPERS} wrappers around a tensor"))
 }
 
-fn rebuild(pickle: &Pickle, storage: Id, offset: Id, shape: Id, strides: Id) -> Result<TensorSpec, String> {
+fn rebuild(
+    pickle: &Pickle,
+    storage: Id,
+    offset: Id,
+    shape: Id,
+    strides: Id,
+) -> Result<TensorSpec, String> {
     let Value::Persistent(storage) = pickle.get(storage) else {
-        return Err(format!("a storage was expected, found {}", pickle.get(storage).kind()));
+        return Err(format!(
+            "a storage was expected, found {}",
+            pickle.get(storage).kind()
+        ));
     };
     let (key, dtype, numel) = storage_parts(pickle, *storage)?;
     let sizes = |id: Id, what: &str| -> Result<Vec<usize>, String> {
-        let items = pickle.tuple(id).ok_or_else(|| format!("{what} is {}, expected a tuple", pickle.get(id).kind()))?;
-        items.iter().map(|&i| pickle.size(i).ok_or_else(|| format!("{what} is not made of sizes"))).collect()
+        let items = pickle
+            .tuple(id)
+            .ok_or_else(|| format!("{what} is {}, expected a tuple", pickle.get(id).kind()))?;
+        items
+            .iter()
+            .map(|&i| {
+                pickle
+                    .size(i)
+                    .ok_or_else(|| format!("{what} is not made of sizes"))
+            })
+            .collect()
     };
     let spec = TensorSpec {
         storage: key.to_owned(),
@@ -317,7 +435,10 @@ fn rebuild(pickle: &Pickle, storage: Id, offset: Id, shape: Id, strides: Id) -> 
         strides: sizes(strides, "the strides")?,
     };
     if spec.shape.len() != spec.strides.len() {
-        return Err(format!("shape {:?} with strides {:?}", spec.shape, spec.strides));
+        return Err(format!(
+            "shape {:?} with strides {:?}",
+            spec.shape, spec.strides
+        ));
     }
     Ok(spec)
 }
@@ -333,7 +454,10 @@ fn storage_parts(pickle: &Pickle, id: Id) -> Result<(&str, DType, usize), String
     }
     let class = pickle.global(*class).ok_or("a storage without a class")?;
     let key = pickle.text(*key).ok_or("a storage without a key")?;
-    if !key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-') {
+    if !key
+        .bytes()
+        .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+    {
         return Err(format!("storage key {key:?}, expected letters and digits"));
     }
     let numel = pickle.size(*numel).ok_or("a storage without a length")?;
@@ -350,7 +474,9 @@ fn storage_dtype(class: &str) -> Result<DType, String> {
         "torch.IntStorage" => Ok(DType::I32),
         "torch.ShortStorage" => Ok(DType::I16),
         "torch.ByteStorage" | "torch.BoolStorage" => Ok(DType::U8),
-        _ => Err(format!("storage {class}, expected a float, integer or bool storage")),
+        _ => Err(format!(
+            "storage {class}, expected a float, integer or bool storage"
+        )),
     }
 }
 
@@ -365,15 +491,25 @@ fn elements(shape: &[usize]) -> Option<usize> {
 /// The tensor's elements in row-major order, as bytes.
 fn gather(storage: &[u8], spec: &TensorSpec) -> Result<Vec<u8>, String> {
     let width = spec.dtype.size_in_bytes();
-    let past = || format!("offset {}, shape {:?}, strides {:?} reach past a storage of {} elements",
-        spec.offset, spec.shape, spec.strides, spec.numel);
+    let past = || {
+        format!(
+            "offset {}, shape {:?}, strides {:?} reach past a storage of {} elements",
+            spec.offset, spec.shape, spec.strides, spec.numel
+        )
+    };
     let n = elements(&spec.shape).ok_or_else(past)?;
     if n == 0 {
         return Ok(Vec::new());
     }
-    let last = spec.shape.iter().zip(&spec.strides).try_fold(spec.offset, |at, (&d, &s)| {
-        (d - 1).checked_mul(s).and_then(|reach| at.checked_add(reach))
-    });
+    let last = spec
+        .shape
+        .iter()
+        .zip(&spec.strides)
+        .try_fold(spec.offset, |at, (&d, &s)| {
+            (d - 1)
+                .checked_mul(s)
+                .and_then(|reach| at.checked_add(reach))
+        });
     if last.is_none_or(|last| last >= spec.numel) {
         return Err(past());
     }

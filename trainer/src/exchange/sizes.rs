@@ -45,28 +45,44 @@ pub(super) fn infer(
     hints: Hints,
     notes: &mut Vec<String>,
 ) -> Result<ModelConfig> {
-    let [embed_dim, _, patch_size, _] = dims(tensors, "patch_embed.proj.weight", |[d, c, p, q]| {
-        *c == 3 && p == q && *p > 0 && (1..=MAX_WIDTH).contains(d)
+    let [embed_dim, _, patch_size, _] =
+        dims(tensors, "patch_embed.proj.weight", |[d, c, p, q]| {
+            *c == 3 && p == q && *p > 0 && (1..=MAX_WIDTH).contains(d)
+        })?;
+    let [_, n_tokens, _] = dims(tensors, "pos_embed", |[one, n, d]| {
+        *one == 1 && *n > 1 && *d == embed_dim
     })?;
-    let [_, n_tokens, _] =
-        dims(tensors, "pos_embed", |[one, n, d]| *one == 1 && *n > 1 && *d == embed_dim)?;
     let grid = (n_tokens - 1).isqrt();
     if grid * grid != n_tokens - 1 || grid > MAX_GRID {
-        let problem = format!("has {n_tokens} rows, expected one more than a square of at most {MAX_GRID}");
-        return Err(Error::Parameter { name: "pos_embed".to_owned(), problem });
+        let problem =
+            format!("has {n_tokens} rows, expected one more than a square of at most {MAX_GRID}");
+        return Err(Error::Parameter {
+            name: "pos_embed".to_owned(),
+            problem,
+        });
     }
-    let depth = count_blocks(tensors, "blocks", "attn.qkv.weight", [3 * embed_dim, embed_dim])?;
+    let depth = count_blocks(
+        tensors,
+        "blocks",
+        "attn.qkv.weight",
+        [3 * embed_dim, embed_dim],
+    )?;
 
     let file_kind = kind_by_names(tensors);
     let kind = match (told.kind.or(base.as_ref().map(|b| b.kind)), file_kind) {
         // Multi-View MAE's decoder is MAE's, and without its contrastive loss that is all it has.
         (Some(ModelKind::MultiView), Some(ModelKind::Mae)) => ModelKind::MultiView,
         (Some(wanted), Some(found)) if wanted != found => {
-            return Err(Error::Config(format!("model.kind is {wanted:?}, expected {found:?}, whose decoder the file has")));
+            return Err(Error::Config(format!(
+                "model.kind is {wanted:?}, expected {found:?}, whose decoder the file has"
+            )));
         }
         (wanted, found) => found.or(wanted).unwrap_or_default(),
     };
-    let mut config = ModelConfig { kind, ..base.clone().unwrap_or_default() };
+    let mut config = ModelConfig {
+        kind,
+        ..base.clone().unwrap_or_default()
+    };
     if base.is_none() {
         config.norm_pix_loss = hints.norm_pix_loss.unwrap_or(config.norm_pix_loss);
         config.mask_ratio = hints.mask_ratio;
@@ -80,21 +96,47 @@ pub(super) fn infer(
             [embed_dim, depth, patch_size, grid * patch_size],
         );
         if said != found {
-            return Err(Error::Config(format!("the file says its sizes are {said:?}, expected {found:?} by its tensors")));
+            return Err(Error::Config(format!(
+                "the file says its sizes are {said:?}, expected {found:?} by its tensors"
+            )));
         }
     }
-    sizes.num_heads = heads("num_heads", embed_dim, HEAD_WIDTH, told.num_heads, base.as_ref().and(Some(sizes.num_heads)), notes)?;
+    sizes.num_heads = heads(
+        "num_heads",
+        embed_dim,
+        HEAD_WIDTH,
+        told.num_heads,
+        base.as_ref().and(Some(sizes.num_heads)),
+        notes,
+    )?;
     if file_kind.is_some() {
-        let [width, _] = dims(tensors, "decoder_embed.weight", |[d, e]| *e == embed_dim && (1..=MAX_WIDTH).contains(d))?;
-        let part = if kind == ModelKind::Siamese { "self_attn.in_proj_weight" } else { "attn.qkv.weight" };
+        let [width, _] = dims(tensors, "decoder_embed.weight", |[d, e]| {
+            *e == embed_dim && (1..=MAX_WIDTH).contains(d)
+        })?;
+        let part = if kind == ModelKind::Siamese {
+            "self_attn.in_proj_weight"
+        } else {
+            "attn.qkv.weight"
+        };
         sizes.decoder_embed_dim = width;
         sizes.decoder_depth = count_blocks(tensors, "decoder_blocks", part, [3 * width, width])?;
-        let said = hints.decoder_num_heads.or(base.as_ref().and(Some(sizes.decoder_num_heads)));
-        sizes.decoder_num_heads =
-            heads("decoder_num_heads", width, DECODER_HEAD_WIDTH, told.decoder_num_heads, said, notes)?;
+        let said = hints
+            .decoder_num_heads
+            .or(base.as_ref().and(Some(sizes.decoder_num_heads)));
+        sizes.decoder_num_heads = heads(
+            "decoder_num_heads",
+            width,
+            DECODER_HEAD_WIDTH,
+            told.decoder_num_heads,
+            said,
+            notes,
+        )?;
     } else {
         // the decoder is made anew, in the sizes that the method or the file's own configuration asks for
-        let values = sizes.decoder_embed_dim.checked_pow(2).and_then(|n| n.checked_mul(sizes.decoder_depth));
+        let values = sizes
+            .decoder_embed_dim
+            .checked_pow(2)
+            .and_then(|n| n.checked_mul(sizes.decoder_depth));
         if sizes.decoder_embed_dim > MAX_WIDTH || values.is_none_or(|n| n > MAX_NEW_VALUES) {
             return Err(Error::Config(format!(
                 "a new decoder of width {} and depth {} is asked for, expected a smaller one",
@@ -108,8 +150,15 @@ pub(super) fn infer(
     }
     let fits = |ratio: f64| n_kept(grid * grid, ratio).is_ok_and(|kept| kept < grid * grid);
     if !fits(sizes.mask_ratio) {
-        let ratio = MASK_RATIOS.into_iter().find(|&ratio| fits(ratio)).unwrap_or(sizes.mask_ratio);
-        notes.push(format!("mask_ratio {} leaves nothing of {} patches to see; set to {ratio}", sizes.mask_ratio, grid * grid));
+        let ratio = MASK_RATIOS
+            .into_iter()
+            .find(|&ratio| fits(ratio))
+            .unwrap_or(sizes.mask_ratio);
+        notes.push(format!(
+            "mask_ratio {} leaves nothing of {} patches to see; set to {ratio}",
+            sizes.mask_ratio,
+            grid * grid
+        ));
         sizes.mask_ratio = ratio;
     }
     let img_size = grid * patch_size;
@@ -148,12 +197,22 @@ fn dims<const R: usize>(
     name: &str,
     fits: impl Fn(&[usize; R]) -> bool,
 ) -> Result<[usize; R]> {
-    let wrong = |problem: String| Error::Parameter { name: name.to_owned(), problem };
-    let tensor = tensors.get(name).ok_or_else(|| wrong("missing; without it the model's sizes cannot be told".to_owned()))?;
+    let wrong = |problem: String| Error::Parameter {
+        name: name.to_owned(),
+        problem,
+    };
+    let tensor = tensors
+        .get(name)
+        .ok_or_else(|| wrong("missing; without it the model's sizes cannot be told".to_owned()))?;
     <[usize; R]>::try_from(tensor.dims())
         .ok()
         .filter(&fits)
-        .ok_or_else(|| wrong(format!("has shape {:?}, which no model here has", tensor.dims())))
+        .ok_or_else(|| {
+            wrong(format!(
+                "has shape {:?}, which no model here has",
+                tensor.dims()
+            ))
+        })
 }
 
 /// Number of blocks from 0 on that have `part` in the shape that the width asks for.
@@ -171,7 +230,10 @@ fn count_blocks(tensors: &Tensors, stack: &str, part: &str, shape: [usize; 2]) -
     }
     if n == 0 {
         let problem = "missing; without it the model's sizes cannot be told".to_owned();
-        return Err(Error::Parameter { name: format!("{stack}.0.{part}"), problem });
+        return Err(Error::Parameter {
+            name: format!("{stack}.0.{part}"),
+            problem,
+        });
     }
     Ok(n)
 }
@@ -188,14 +250,24 @@ fn heads(
     if let Some(told) = told {
         return match told > 0 && width.is_multiple_of(told) {
             true => Ok(told),
-            false => Err(Error::Config(format!("{what} is {told}, expected a divisor of the width, {width}"))),
+            false => Err(Error::Config(format!(
+                "{what} is {told}, expected a divisor of the width, {width}"
+            ))),
         };
     }
     if let Some(said) = said.filter(|&said| said > 0 && width.is_multiple_of(said)) {
         return Ok(said);
     }
-    let presets = [EncoderPreset::VitH14, EncoderPreset::VitL16, EncoderPreset::VitB16, EncoderPreset::VitS16];
-    let preset = presets.into_iter().map(EncoderPreset::sizes).find(|(dim, ..)| *dim == width && head_width == HEAD_WIDTH);
+    let presets = [
+        EncoderPreset::VitH14,
+        EncoderPreset::VitL16,
+        EncoderPreset::VitB16,
+        EncoderPreset::VitS16,
+    ];
+    let preset = presets
+        .into_iter()
+        .map(EncoderPreset::sizes)
+        .find(|(dim, ..)| *dim == width && head_width == HEAD_WIDTH);
     let guess = match preset {
         Some((_, _, heads, _)) => heads,
         None if width.is_multiple_of(head_width) => width / head_width,
@@ -205,7 +277,9 @@ fn heads(
             )));
         }
     };
-    notes.push(format!("{what} is taken to be {guess}, as the papers have it for a width of {width}"));
+    notes.push(format!(
+        "{what} is taken to be {guess}, as the papers have it for a width of {width}"
+    ));
     Ok(guess)
 }
 
@@ -219,7 +293,11 @@ fn nearest_preset(embed_dim: usize, depth: usize, patch_size: usize) -> EncoderP
     ];
     let distance = |preset: &EncoderPreset| {
         let (dim, n, _, patch) = preset.sizes();
-        (dim.abs_diff(embed_dim), n.abs_diff(depth), patch.abs_diff(patch_size))
+        (
+            dim.abs_diff(embed_dim),
+            n.abs_diff(depth),
+            patch.abs_diff(patch_size),
+        )
     };
     all.into_iter().min_by_key(distance).unwrap_or_default()
 }
@@ -231,12 +309,18 @@ fn projector(tensors: &Tensors, embed_dim: usize, config: &mut ModelConfig) -> R
         let (hidden, out) = (contrastive.projector_hidden_dim, contrastive.projector_dim);
         return match hidden <= MAX_WIDTH && out <= MAX_WIDTH {
             true => Ok(()),
-            false => Err(Error::Config(format!("a new projector of {hidden} and {out} is asked for, expected a smaller one"))),
+            false => Err(Error::Config(format!(
+                "a new projector of {hidden} and {out} is asked for, expected a smaller one"
+            ))),
         };
     }
     let bounded = |n: &usize| (1..=MAX_WIDTH).contains(n);
-    let [hidden, _] = dims(tensors, "projector.fc1.weight", |[h, d]| bounded(h) && *d == embed_dim)?;
-    let [out, _] = dims(tensors, "projector.fc2.weight", |[o, h]| bounded(o) && *h == hidden)?;
+    let [hidden, _] = dims(tensors, "projector.fc1.weight", |[h, d]| {
+        bounded(h) && *d == embed_dim
+    })?;
+    let [out, _] = dims(tensors, "projector.fc2.weight", |[o, h]| {
+        bounded(o) && *h == hidden
+    })?;
     contrastive.projector_hidden_dim = hidden;
     contrastive.projector_dim = out;
     contrastive.predictor = tensors.contains_key("predictor.fc1.weight");

@@ -3,59 +3,81 @@
 //!
 //! The bytes depend on the tensors and the epoch alone.
 
-use std::io::{Seek, Write};
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::Path;
 
 use candle_core::{DType, Tensor};
 use zip::{CompressionMethod, ZipWriter, write::SimpleFileOptions};
+
+use crate::error::{Error, Result};
 
 /// PyTorch maps storages from the file where they begin on such a multiple.
 const ALIGNMENT: u16 = 64;
 const FOLDER: &str = "checkpoint";
 
-/// Writes `tensors`, in their order, and `epoch` to `out`.
+/// Writes f32 tensors on the CPU, in their order, and `epoch` to a new file.
 ///
 /// # Errors
-/// If a tensor is not f32 on the CPU, or `out` cannot be written.
-pub(crate) fn write_torch<'a>(
-    out: impl Write + Seek,
+/// [`Error::Parameter`] for a tensor that is not f32, [`Error::Checkpoint`] if the file cannot be written.
+pub(super) fn write<'a>(
+    path: &Path,
     tensors: impl Iterator<Item = (&'a str, &'a Tensor)>,
     epoch: u64,
-) -> Result<(), String> {
+) -> Result<()> {
     let mut pickle = vec![0x80, 2, b'}', b'('];
     text(&mut pickle, "model");
     pickle.extend(b"ccollections\nOrderedDict\n)R(");
     let mut storages = Vec::new();
     for (name, tensor) in tensors {
         if tensor.dtype() != DType::F32 {
-            return Err(format!("{name} is {:?}, expected f32", tensor.dtype()));
+            let problem = format!("is {:?}, expected f32", tensor.dtype());
+            return Err(Error::Parameter {
+                name: name.to_owned(),
+                problem,
+            });
         }
-        let values = tensor.flatten_all().and_then(|t| t.to_vec1::<f32>()).map_err(|e| e.to_string())?;
+        let values = tensor.flatten_all()?.to_vec1::<f32>()?;
         text(&mut pickle, name);
         rebuild(&mut pickle, storages.len(), values.len(), tensor.dims());
-        storages.push(values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>());
+        storages.push(
+            values
+                .iter()
+                .flat_map(|v| v.to_le_bytes())
+                .collect::<Vec<u8>>(),
+        );
     }
     pickle.push(b'u');
     text(&mut pickle, "epoch");
     integer(&mut pickle, epoch);
     pickle.extend(b"u.");
 
-    let mut zip = ZipWriter::new(out);
+    write_zip(path, &pickle, &storages).map_err(|problem| Error::Checkpoint {
+        path: path.to_owned(),
+        problem,
+    })
+}
+
+fn write_zip(path: &Path, pickle: &[u8], storages: &[Vec<u8>]) -> Result<(), String> {
+    let file = File::create(path).map_err(|e| e.to_string())?;
+    let mut zip = ZipWriter::new(BufWriter::new(file));
     let mut entry = |name: &str, bytes: &[u8]| -> Result<(), String> {
         let options = SimpleFileOptions::default()
             .compression_method(CompressionMethod::Stored)
             .with_alignment(ALIGNMENT)
             .large_file(bytes.len() >= u32::MAX as usize);
-        zip.start_file(format!("{FOLDER}/{name}"), options).map_err(|e| e.to_string())?;
+        zip.start_file(format!("{FOLDER}/{name}"), options)
+            .map_err(|e| e.to_string())?;
         zip.write_all(bytes).map_err(|e| e.to_string())
     };
-    entry("data.pkl", &pickle)?;
+    entry("data.pkl", pickle)?;
     entry("byteorder", b"little")?;
     for (i, storage) in storages.iter().enumerate() {
         entry(&format!("data/{i}"), storage)?;
     }
     entry("version", b"3\n")?;
-    zip.finish().map_err(|e| e.to_string())?;
-    Ok(())
+    let mut out = zip.finish().map_err(|e| e.to_string())?;
+    out.flush().map_err(|e| e.to_string())
 }
 
 /// `_rebuild_tensor_v2(storage, 0, shape, strides, False, OrderedDict())`.
@@ -68,7 +90,9 @@ fn rebuild(pickle: &mut Vec<u8>, key: usize, numel: usize, shape: &[usize]) {
     integer(pickle, numel as u64);
     pickle.extend(b"tQ");
     integer(pickle, 0);
-    let strides: Vec<usize> = (0..shape.len()).map(|d| shape[d + 1..].iter().product()).collect();
+    let strides: Vec<usize> = (0..shape.len())
+        .map(|d| shape[d + 1..].iter().product())
+        .collect();
     for sizes in [shape, &strides] {
         pickle.push(b'(');
         for &size in sizes {

@@ -15,8 +15,9 @@ const GAP: f64 = 62.0;
 /// Points drawn of a line at most; longer runs are averaged in groups.
 const MAX_POINTS: usize = 800;
 
-/// Weight of the past in the smoothed loss.
-const SMOOTHING: f64 = 0.95;
+/// Steps that the smoothed loss looks back: this share of the run, within these bounds.
+const SMOOTHED_SHARE: f64 = 0.025;
+const SMOOTHED_STEPS: (f64, f64) = (4.0, 100.0);
 
 /// Draws loss (raw and smoothed) and learning rate of a run.
 ///
@@ -120,7 +121,8 @@ impl Chart {
     fn draw_axes(&self, out: &mut String) {
         let right = WIDTH - RIGHT;
         let bottom = self.top + CHART_HEIGHT;
-        for tick in ticks(self.frame.y) {
+        let y_ticks = ticks(self.frame.y);
+        for (tick, label) in y_ticks.iter().copied().zip(labels(&y_ticks)) {
             let (_, y) = self.px((self.frame.x.0, tick));
             let _ = writeln!(
                 out,
@@ -128,10 +130,11 @@ impl Chart {
                  <text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
                 LEFT - 8.0,
                 y + 4.0,
-                number(tick)
+                label
             );
         }
-        for tick in ticks(self.frame.x) {
+        let x_ticks = ticks(self.frame.x);
+        for (tick, label) in x_ticks.iter().copied().zip(labels(&x_ticks)) {
             let (x, _) = self.px((tick, self.frame.y.0));
             let _ = writeln!(
                 out,
@@ -139,7 +142,7 @@ impl Chart {
                  <text x=\"{x:.1}\" y=\"{}\" text-anchor=\"middle\">{}</text>",
                 bottom + 5.0,
                 bottom + 20.0,
-                number(tick)
+                label
             );
         }
         let _ = writeln!(
@@ -182,21 +185,30 @@ fn ticks((low, high): (f64, f64)) -> Vec<f64> {
         .collect()
 }
 
-/// A tick's label, without rounding noise.
-fn number(value: f64) -> String {
-    if value != 0.0 && (value.abs() < 1e-3 || value.abs() >= 1e6) {
-        return format!("{value:.1e}");
-    }
-    let text = format!("{value:.4}");
-    text.trim_end_matches('0').trim_end_matches('.').to_string()
+/// Labels of an axis's ticks, without rounding noise; small values as powers of ten.
+fn labels(ticks: &[f64]) -> Vec<String> {
+    let largest = ticks.iter().fold(0.0, |max: f64, tick| max.max(tick.abs()));
+    let label = |&tick: &f64| {
+        if tick == 0.0 {
+            return "0".to_string();
+        }
+        if (1e-2..1e6).contains(&largest) {
+            let text = format!("{tick:.4}");
+            return text.trim_end_matches('0').trim_end_matches('.').to_string();
+        }
+        format!("{tick:.2e}").replace("0e", "e").replace(".0e", "e")
+    };
+    ticks.iter().map(label).collect()
 }
 
 /// Exponential moving average, corrected for its start.
 fn smooth(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
+    let steps = (points.len() as f64 * SMOOTHED_SHARE).clamp(SMOOTHED_STEPS.0, SMOOTHED_STEPS.1);
+    let past = 1.0 - 1.0 / steps;
     let (mut mean, mut weight) = (0.0, 0.0);
     let step = |&(x, y): &(f64, f64)| {
-        mean = SMOOTHING * mean + (1.0 - SMOOTHING) * y;
-        weight = SMOOTHING * weight + (1.0 - SMOOTHING);
+        mean = past * mean + (1.0 - past) * y;
+        weight = past * weight + (1.0 - past);
         (x, mean / weight)
     };
     points
@@ -266,8 +278,8 @@ mod tests {
             ticks((0.0, 1.0)),
             [0.0, 0.2, 0.4, 0.6000000000000001, 0.8, 1.0]
         );
-        assert_eq!(number(0.6000000000000001), "0.6");
-        assert_eq!(number(300.0), "300");
-        assert_eq!(number(8e-4), "8.0e-4");
+        assert_eq!(labels(&[0.2, 0.6000000000000001]), ["0.2", "0.6"]);
+        assert_eq!(labels(&[50.0, 100.0]), ["50", "100"]);
+        assert_eq!(labels(&[0.0, 5e-4, 1.25e-3]), ["0", "5e-4", "1.25e-3"]);
     }
 }

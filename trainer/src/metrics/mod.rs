@@ -88,22 +88,23 @@ impl MetricsLog {
     /// Lines past that step, and a last line that a kill cut short, are removed first.
     pub fn open(run_dir: &Path, steps_done: u64) -> Result<Self> {
         let path = run_dir.join(METRICS_FILE);
-        let kept: Vec<MetricsLine> = match fs::read_to_string(&path) {
-            Ok(text) => text
-                .lines()
-                .map_while(|line| serde_json::from_str::<MetricsLine>(line).ok())
-                .take_while(|line| line.step <= steps_done)
-                .collect(),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
             Err(error) => return Err(Error::io(&path)(error)),
         };
-        rewrite(&path, &kept)?;
+        let kept: Vec<_> = whole_lines(&text)
+            .take_while(|(_, line)| line.step <= steps_done)
+            .collect();
+        // As they were written: numbers that went through a parser could come out a digit different.
+        let kept_text: String = kept.iter().map(|(text, _)| *text).collect();
+        replace(&path, &kept_text)?;
         let file = OpenOptions::new()
             .append(true)
             .open(&path)
             .map_err(Error::io(&path))?;
         let mut events = EventWriter::create_in(&run_dir.join(TENSORBOARD_DIR))?;
-        for line in &kept {
+        for (_, line) in &kept {
             events.write_scalars(line.step, line.time, &line.scalars())?;
         }
         Ok(Self { path, file, events })
@@ -129,10 +130,14 @@ impl MetricsLog {
 pub fn read(run_dir: &Path) -> Result<Vec<MetricsLine>> {
     let path = run_dir.join(METRICS_FILE);
     let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
-    Ok(text
-        .lines()
-        .map_while(|line| serde_json::from_str(line).ok())
-        .collect())
+    Ok(whole_lines(&text).map(|(_, line)| line).collect())
+}
+
+/// Each line as written, its line end included, and as read; up to the first that is not whole.
+fn whole_lines(text: &str) -> impl Iterator<Item = (&str, MetricsLine)> {
+    text.split_inclusive('\n')
+        .take_while(|line| line.ends_with('\n'))
+        .map_while(|line| Some((line, serde_json::from_str(line).ok()?)))
 }
 
 fn to_json_line(path: &Path, line: &MetricsLine) -> Result<String> {
@@ -144,11 +149,7 @@ fn to_json_line(path: &Path, line: &MetricsLine) -> Result<String> {
     Ok(text)
 }
 
-fn rewrite(path: &Path, lines: &[MetricsLine]) -> Result<()> {
-    let mut text = String::new();
-    for line in lines {
-        text.push_str(&to_json_line(path, line)?);
-    }
+fn replace(path: &Path, text: &str) -> Result<()> {
     let temp = path.with_extension("jsonl.tmp");
     fs::write(&temp, text).map_err(Error::io(&temp))?;
     fs::rename(&temp, path).map_err(Error::io(path))
@@ -160,9 +161,12 @@ mod tests {
 
     fn line(step: u64) -> MetricsLine {
         let loss = 1.0 / step as f32;
+        // A parser of numbers that rounds carelessly gives 0.2377335839832002 back.
+        let grad_norm = 0.23773358398320021 * step as f64;
         MetricsLine {
             step,
             loss,
+            grad_norm,
             lr: 1e-3 / step as f64,
             time: step as f64,
             ..MetricsLine::default()

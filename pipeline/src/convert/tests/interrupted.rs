@@ -111,6 +111,39 @@ fn killed_five_times_makes_the_same_bytes() {
 }
 
 #[test]
+fn a_full_disk_is_an_error_with_its_path_and_leaves_whole_shards() {
+    let dir = tempfile::tempdir().unwrap();
+    let src = class_folders(dir.path(), 4, 12);
+    let (whole, dst) = (dir.path().join("whole"), dir.path().join("killed"));
+    // A limit on the size of a file, with the signal for it ignored, fails like a full disk. Counted in half KiB.
+    let limited = "trap '' XFSZ; ulimit -f 8; exec \"$0\" --exact --nocapture \
+                   convert::tests::interrupted::child_that_converts";
+    let output = Command::new("sh")
+        .args([
+            "-c",
+            limited,
+            std::env::current_exe().unwrap().to_str().unwrap(),
+        ])
+        .env("PAIRQUET_TEST_CONVERT_IN", dir.path())
+        .output()
+        .unwrap();
+    assert!(!output.status.success());
+    let said = String::from_utf8_lossy(&output.stderr).into_owned()
+        + &String::from_utf8_lossy(&output.stdout);
+    assert!(
+        said.contains("killed/train-000") && said.contains("File too large"),
+        "{said}"
+    );
+    assert!(
+        !snapshot(&dst).keys().any(|name| name.contains("tmp")),
+        "half a shard was left"
+    );
+    convert(&src, &dst, &small_shards()).unwrap();
+    convert(&src, &whole, &small_shards()).unwrap();
+    assert_same(&snapshot(&whole), &snapshot(&dst));
+}
+
+#[test]
 fn what_a_kill_can_leave_behind_is_cleared_up() {
     let dir = tempfile::tempdir().unwrap();
     let src = class_folders(dir.path(), 3, 8);

@@ -3,21 +3,39 @@ use std::io::Write;
 use super::*;
 
 fn data(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/data")
+        .join(name)
 }
 
 fn model(path: &Path) -> Result<(NamedTensors, Vec<String>)> {
     let mut file = PthFile::open(path)?;
-    let id = file.pickle().entry(file.pickle().root(), "model").unwrap_or(file.pickle().root());
+    let id = file
+        .pickle()
+        .entry(file.pickle().root(), "model")
+        .unwrap_or(file.pickle().root());
     file.tensors(id)
 }
 
 fn values(tensor: &Tensor) -> Vec<f64> {
-    tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    tensor
+        .to_dtype(DType::F64)
+        .unwrap()
+        .flatten_all()
+        .unwrap()
+        .to_vec1()
+        .unwrap()
 }
 
 fn bits(tensor: &Tensor) -> Vec<u32> {
-    tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f32::to_bits).collect()
+    tensor
+        .flatten_all()
+        .unwrap()
+        .to_vec1::<f32>()
+        .unwrap()
+        .into_iter()
+        .map(f32::to_bits)
+        .collect()
 }
 
 #[test]
@@ -38,7 +56,12 @@ fn reads_everything_that_torch_save_writes() {
         expect("base", DType::F32, &[4, 6], &base);
         let transposed: Vec<f64> = (0..24).map(|i| f64::from(i % 4 * 6 + i / 4)).collect();
         expect("transposed", DType::F32, &[6, 4], &transposed);
-        expect("every_second_column", DType::F32, &[3, 3], &[6., 8., 10., 12., 14., 16., 18., 20., 22.]);
+        expect(
+            "every_second_column",
+            DType::F32,
+            &[3, 3],
+            &[6., 8., 10., 12., 14., 16., 18., 20., 22.],
+        );
         expect("expanded", DType::F32, &[3, 2], &[0.0; 6]);
         let cube: Vec<f64> = (0..24).map(|i| f64::from(i / 6 + i % 6 * 4)).collect();
         expect("cube", DType::F32, &[4, 2, 3], &cube);
@@ -59,7 +82,10 @@ fn other_entries_are_named_and_not_made() {
     let mut file = PthFile::open(&data("odd.pth")).unwrap();
     let (tensors, others) = file.tensors(file.pickle().root()).unwrap();
     assert!(tensors.is_empty());
-    assert_eq!(others, ["model", "args", "recipe", "names", "dtype", "7", "big"]);
+    assert_eq!(
+        others,
+        ["model", "args", "recipe", "names", "dtype", "7", "big"]
+    );
 }
 
 /// Reads `bytes` as a file, and every tensor in it.
@@ -95,11 +121,13 @@ fn damaged_bytes_never_panic() {
 
 /// A zip with one storage of eight f32 and one tensor, described by the arguments' opcodes.
 fn with_tensor(args: &[u8]) -> Vec<u8> {
-    let mut pickle = b"}X\x05\x00\x00\x00model}X\x01\x00\x00\x00tctorch._utils\n_rebuild_tensor_v2\n".to_vec();
+    let mut pickle =
+        b"}X\x05\x00\x00\x00model}X\x01\x00\x00\x00tctorch._utils\n_rebuild_tensor_v2\n".to_vec();
     pickle.extend(args);
     pickle.extend(b"Rss.");
     let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
-    let options = zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
+    let options =
+        zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
     for (name, bytes) in [("a/data.pkl", pickle.as_slice()), ("a/data/0", &[0; 32])] {
         zip.start_file(name, options).unwrap();
         zip.write_all(bytes).unwrap();
@@ -108,7 +136,9 @@ fn with_tensor(args: &[u8]) -> Vec<u8> {
 }
 
 fn args(numel: &[u8], offset: &[u8], shape: &[u8], strides: &[u8]) -> Vec<u8> {
-    let mut args = b"((X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpu".to_vec();
+    let mut args =
+        b"((X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpu"
+            .to_vec();
     args.extend(numel);
     args.extend(b"tQ");
     args.extend(offset);
@@ -127,47 +157,85 @@ fn a_tensor_cannot_reach_past_its_storage() {
     let (n, zero) = (b"K\x08", b"K\x00");
     assert!(read(&with_tensor(&args(n, zero, b"K\x02K\x04", b"K\x04K\x01"))).is_ok());
     // a stride nobody walks along may be anything
-    assert!(read(&with_tensor(&args(n, zero, b"K\x01K\x08", &[huge.as_slice(), b"K\x01"].concat()))).is_ok());
+    assert!(
+        read(&with_tensor(&args(
+            n,
+            zero,
+            b"K\x01K\x08",
+            &[huge.as_slice(), b"K\x01"].concat()
+        )))
+        .is_ok()
+    );
     let cases: [(&str, Vec<u8>); 12] = [
         ("offset", args(n, b"K\x01", b"K\x08", b"K\x01")),
         ("huge offset", args(n, huge, b"K\x01", b"K\x01")),
         ("shape", args(n, zero, b"K\x09", b"K\x01")),
         ("stride", args(n, zero, b"K\x02", b"K\x08")),
         ("huge stride", args(n, b"K\x01", b"K\x03", huge)),
-        ("negative stride", args(n, b"K\x07", b"K\x02", b"J\xff\xff\xff\xff")),
-        ("negative shape", args(n, zero, b"J\xff\xff\xff\xff", b"K\x01")),
+        (
+            "negative stride",
+            args(n, b"K\x07", b"K\x02", b"J\xff\xff\xff\xff"),
+        ),
+        (
+            "negative shape",
+            args(n, zero, b"J\xff\xff\xff\xff", b"K\x01"),
+        ),
         ("huge shape", args(n, zero, huge, zero)),
-        ("huge product", args(n, zero, &[huge.as_slice(), huge].concat(), b"K\x00K\x00")),
+        (
+            "huge product",
+            args(n, zero, &[huge.as_slice(), huge].concat(), b"K\x00K\x00"),
+        ),
         ("ranks", args(n, zero, b"K\x02K\x04", b"K\x04")),
         ("storage's length", args(b"K\x09", zero, b"K\x08", b"K\x01")),
         // 2^31 elements of one value: more than a file of a few hundred bytes may ask for
         ("growth", args(n, zero, b"J\xff\xff\xff\x7f", zero)),
     ];
     for (what, args) in cases {
-        let problem = read(&with_tensor(&args)).err().unwrap_or_else(|| panic!("{what} was accepted")).to_string();
+        let problem = read(&with_tensor(&args))
+            .err()
+            .unwrap_or_else(|| panic!("{what} was accepted"))
+            .to_string();
         assert!(problem.contains("tensor t"), "{what}: {problem}");
     }
-    for args in [b")".as_slice(), b"N", b"(K\x01K\x02K\x03K\x04t", b"((K\x01tQK\x00))t"] {
+    for args in [
+        b")".as_slice(),
+        b"N",
+        b"(K\x01K\x02K\x03K\x04t",
+        b"((K\x01tQK\x00))t",
+    ] {
         assert!(read(&with_tensor(args)).is_err());
     }
 }
 
 #[test]
 fn what_is_written_for_torch_reads_back() {
-    let weight = Tensor::from_vec(vec![0.5f32, -0.0, f32::NAN, 4.0, 5.0, 6.0], (2, 3), &Device::Cpu).unwrap();
+    let weight = Tensor::from_vec(
+        vec![0.5f32, -0.0, f32::NAN, 4.0, 5.0, 6.0],
+        (2, 3),
+        &Device::Cpu,
+    )
+    .unwrap();
     let scalar = Tensor::new(7f32, &Device::Cpu).unwrap();
-    let mut out = std::io::Cursor::new(Vec::new());
+    let file = tempfile::NamedTempFile::new().unwrap();
     let tensors = [("b.weight", &weight), ("a", &scalar)];
-    crate::exchange::torch_file::write_torch(&mut out, tensors.into_iter(), 12).unwrap();
-    let mut file = tempfile::NamedTempFile::new().unwrap();
-    file.write_all(&out.into_inner()).unwrap();
+    crate::exchange::torch_file::write(file.path(), tensors.into_iter(), 12).unwrap();
     let mut file = PthFile::open(file.path()).unwrap();
     let root = file.pickle().root();
-    assert_eq!(file.pickle().entry(root, "epoch").and_then(|id| file.pickle().size(id)), Some(12));
-    let (read, others) = file.tensors(file.pickle().entry(root, "model").unwrap()).unwrap();
+    assert_eq!(
+        file.pickle()
+            .entry(root, "epoch")
+            .and_then(|id| file.pickle().size(id)),
+        Some(12)
+    );
+    let (read, others) = file
+        .tensors(file.pickle().entry(root, "model").unwrap())
+        .unwrap();
     assert!(others.is_empty());
     for ((name, tensor), (expected_name, expected)) in read.iter().zip(tensors) {
-        assert_eq!((name.as_str(), tensor.dims()), (expected_name, expected.dims()));
+        assert_eq!(
+            (name.as_str(), tensor.dims()),
+            (expected_name, expected.dims())
+        );
         assert_eq!(bits(tensor), bits(expected));
     }
 }

@@ -7,12 +7,16 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
+use pipeline::loader::LoaderState;
+use trainer::TrainConfig;
+use trainer::checkpoint::{Checkpoints, Keep, LossBits, State};
 use trainer::exchange::{
     CARD_FILE, ExportOptions, Format, IMPORT_FILE, ImportOptions, Imported, PROBE_FILE, Target,
-    checkpoint_info, export, import,
+    checkpoint_info, export, import, start_from,
 };
 use trainer::models::{self, ModelConfig, ModelKind};
 use trainer::nn::params::Params;
+use trainer::optim::{AdamW, AdamWOptions, param_groups};
 
 fn tiny(kind: ModelKind) -> ModelConfig {
     let mut config = ModelConfig {
@@ -450,4 +454,128 @@ fn damaged_checkpoints_never_panic() {
             drop(import(&file, &heads()));
         }
     }
+}
+
+fn saved_run(root: &Path, config: &ModelConfig, epoch: u64) -> Tensors {
+    let mut params = Params::new(11, DType::F32, &Device::Cpu);
+    models::build(config, &mut params).unwrap();
+    let trainable = params
+        .iter_trainable()
+        .map(|p| (p.name.clone(), p.var.clone()));
+    let options = AdamWOptions {
+        beta1: 0.9,
+        beta2: 0.95,
+    };
+    let optim = AdamW::new(param_groups(trainable, 0.05), options).unwrap();
+    let experiment = TrainConfig {
+        model: config.clone(),
+        ..Default::default()
+    };
+    let state = State::new(
+        30,
+        LoaderState { epoch, batch: 1 },
+        10,
+        experiment.to_toml().unwrap(),
+        LossBits::default(),
+    );
+    let keep = Keep {
+        last: 1,
+        every: None,
+    };
+    Checkpoints::open(root, keep)
+        .unwrap()
+        .save(&params, &optim, state)
+        .unwrap();
+    params
+        .iter()
+        .map(|p| (p.name.clone(), p.var.as_tensor().clone()))
+        .collect()
+}
+
+#[test]
+fn a_runs_checkpoint_is_exported_from_the_runs_folder() {
+    let root = tempfile::tempdir().unwrap();
+    let run = root.path().join("run");
+    std::fs::create_dir(&run).unwrap();
+    let config = tiny(ModelKind::Siamese);
+    let tensors = saved_run(&run, &config, 3);
+    let dst = root.path().join("out");
+    let report = export(
+        &run,
+        &dst,
+        &ExportOptions {
+            to: Target::Torch,
+            probe: true,
+        },
+    )
+    .unwrap();
+    assert_eq!(report.model, config);
+    assert_eq!(
+        report.files[1].name, "checkpoint-2.pth",
+        "epoch 3 is not over"
+    );
+    let back = import(&dst.join("model.safetensors"), &ImportOptions::default()).unwrap();
+    assert_eq!((back.epoch, &back.model), (Some(2), &config));
+    assert_same(&tensors, &back.tensors(), &[]);
+
+    let model = run.join("checkpoints/step-00000030/model.safetensors");
+    let mut bytes = std::fs::read(&model).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&model, bytes).unwrap();
+    let again = export(
+        &run,
+        &root.path().join("b"),
+        &ExportOptions {
+            to: Target::Torch,
+            probe: false,
+        },
+    );
+    assert!(again.unwrap_err().to_string().contains("CRC-32C"));
+    assert!(!root.path().join("b").exists());
+}
+
+#[test]
+fn a_run_starts_from_an_import_of_its_own_shape_alone() {
+    let root = tempfile::tempdir().unwrap();
+    let (dir, tensors, imported) = checkpoint(root.path(), ModelKind::Siamese);
+    let build = |config: &ModelConfig| {
+        let mut params = Params::new(99, DType::F32, &Device::Cpu);
+        models::build(config, &mut params).unwrap();
+        params
+    };
+    let params = build(&imported.model);
+    start_from(&dir, &imported.model, &params).unwrap();
+    let got = params
+        .iter()
+        .map(|p| (p.name.clone(), p.var.as_tensor().clone()))
+        .collect();
+    assert_same(&tensors, &got, &[]);
+
+    let heads = ModelConfig {
+        num_heads: Some(6),
+        ..imported.model.clone()
+    };
+    let message = start_from(&dir, &heads, &build(&heads))
+        .unwrap_err()
+        .to_string();
+    assert!(message.contains("num_heads = 3"), "{message}");
+    let deeper = ModelConfig {
+        depth: Some(3),
+        ..imported.model.clone()
+    };
+    let message = start_from(&dir, &deeper, &build(&deeper))
+        .unwrap_err()
+        .to_string();
+    assert!(message.contains("blocks.2.norm1.weight"), "{message}");
+
+    let mut bytes = std::fs::read(dir.join("model.safetensors")).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(dir.join("model.safetensors"), bytes).unwrap();
+    let message = start_from(&dir, &imported.model, &params)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        message.contains("is not the file that was written"),
+        "{message}"
+    );
 }

@@ -5,13 +5,12 @@ use std::path::Path;
 
 use candle_core::{DType, Device};
 
-use super::folder::{
-    IMPORT_FILE, IMPORT_FORMAT, ImportCard, MODEL_FILE, NewFolder, OPTIM_FILE, Source, write_json,
-};
+use super::folder::{IMPORT_FILE, IMPORT_FORMAT, ImportCard, NewFolder, Source, write_json};
 use super::foreign::{Foreign, Format};
 use super::moments::OptimizerState;
 use super::names::{Tensors, from_hugging_face, is_encoder, is_hugging_face};
 use super::{safetensors_file, sha256_of, sizes};
+use crate::checkpoint::{FileSum, MODEL_FILE, OPTIM_FILE};
 use crate::error::{Error, Result};
 use crate::models::{self, ModelConfig, ModelKind};
 use crate::nn::params::Params;
@@ -287,8 +286,12 @@ impl Imported {
     pub fn write(&self, dst: &Path) -> Result<()> {
         let folder = NewFolder::create(dst)?;
         let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-        let write = |name: &str, tensors: &Tensors| {
-            safetensors_file::write(&folder.path(name), tensors, &metadata)
+        let mut files = BTreeMap::new();
+        let mut write = |name: &str, tensors: &Tensors| -> Result<()> {
+            let path = folder.path(name);
+            safetensors_file::write(&path, tensors, &metadata)?;
+            files.insert(name.to_owned(), FileSum::of(&path)?);
+            Ok(())
         };
         write(MODEL_FILE, &self.tensors())?;
         if let Some(state) = &self.optimizer {
@@ -297,10 +300,9 @@ impl Imported {
                 ("exp_avg_sq", &state.exp_avg_sq),
             ];
             let named = |(kind, tensors): (&str, &Tensors)| {
-                tensors
-                    .iter()
-                    .map(|(name, tensor)| (format!("{kind}.{name}"), tensor.clone()))
-                    .collect::<Vec<_>>()
+                let name = |name: &String| format!("{kind}.{name}");
+                let named = tensors.iter().map(|(n, tensor)| (name(n), tensor.clone()));
+                named.collect::<Vec<_>>()
             };
             write(OPTIM_FILE, &moments.into_iter().flat_map(named).collect())?;
         }
@@ -312,6 +314,7 @@ impl Imported {
             epoch: self.epoch,
             step: self.optimizer.as_ref().map(|state| state.steps),
             notes: self.notes.clone(),
+            files,
         };
         write_json(&folder.path(IMPORT_FILE), &card)?;
         folder.commit()

@@ -1,1 +1,71 @@
-fn main() {}
+//! The command line of Pairquet: arguments become options or a config, a library does the work.
+//!
+//! Results go to standard output (`--json` for machines), talk and progress to standard error. Exit codes: 0 done, 1 the work
+//! failed or was stopped or is partial, 2 the command was wrong.
+
+mod convert;
+mod demo;
+mod inspect;
+mod output;
+mod progress;
+mod signals;
+mod sizes;
+mod train;
+mod verify;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::output::Output;
+
+/// Video or images? Parquet shards, a deterministic loader, and training of siamese masked autoencoders.
+#[derive(Parser)]
+#[command(name = "pairquet", version, propagate_version = true, infer_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+
+    /// Print the result as one JSON document on standard output.
+    #[arg(long, global = true)]
+    json: bool,
+
+    /// No progress bars and no talk; errors still go to standard error.
+    #[arg(long, short, global = true)]
+    quiet: bool,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Turn folders, tars or lists of images and videos into Parquet shards.
+    #[command(subcommand)]
+    Convert(convert::Command),
+    /// Show what a shard set holds: counts, sizes, schema, rows, a contact sheet.
+    Inspect(inspect::Args),
+    /// Check every byte of a shard set against its manifest, its indexes and its checksums.
+    Verify(verify::Args),
+    /// Train a model from shards; a run folder that exists is resumed.
+    Train(train::Args),
+    /// Make a small synthetic set, convert it, train on it, and say where everything is.
+    Demo(demo::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let out = Output::new(cli.json, cli.quiet);
+    let result = match cli.verb {
+        Verb::Convert(command) => convert::run(command, &out),
+        Verb::Inspect(args) => inspect::run(args, &out),
+        Verb::Verify(args) => verify::run(args, &out),
+        Verb::Train(args) => train::run(args, &out),
+        Verb::Demo(args) => demo::run(args, &out),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            out.error(&error);
+            ExitCode::from(if error.is::<output::Usage>() { 2 } else { 1 })
+        }
+    }
+}

@@ -6,10 +6,11 @@
 //! 2. [`rng`]: all randomness of the project, a pure function of (seed, epoch, sample, purpose)
 //! 3. [`config`]: what a run trains on, as a table of an experiment's file
 //! 4. [`views`]: what a sample becomes: frames, crops and flips drawn from its key, then cut from the decoded pictures
-//! 5. [`convert`]: sources of pictures and clips to a set of shards
-//! 6. [`loader`]: shards in, batches of views out, by threads that agree on every pixel
+//! 5. [`loader`]: shards in, batches of views out, by threads that agree on every pixel
+//! 6. [`convert`]: sources of pictures and clips to a set of shards
 //! 7. [`synth`]: made pictures, clips and masks with known answers
-//! 8. [`error`] and [`stop`]: what can go wrong, told apart by what a caller can do about it; the wish to end early
+//! 8. [`sheet`]: a set, or what a configuration makes of it, as one picture to look at
+//! 9. [`error`] and [`stop`]: what can go wrong, told apart by what a caller can do about it; the wish to end early
 //!
 //! Invariants:
 //!
@@ -23,6 +24,7 @@ pub mod convert;
 pub mod error;
 pub mod loader;
 pub mod rng;
+pub mod sheet;
 pub mod stop;
 pub mod synth;
 pub mod views;

@@ -1,1 +1,11 @@
+//! The built program from outside, one module for each behaviour.
 
+// Helpers outside of `#[test]` functions may fail a test too.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod cli;
+mod convert;
+mod real_data;
+mod support;
+mod train;
+mod verify;

@@ -8,7 +8,8 @@ mod plan;
 mod progress;
 mod watch;
 
-pub use progress::{Progress, StepReport, Stop, Summary};
+pub use pipeline::Stop;
+pub use progress::{Progress, StepReport, Summary};
 
 use std::fs;
 use std::path::Path;

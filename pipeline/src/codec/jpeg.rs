@@ -159,7 +159,12 @@ fn reaches_end(bytes: &[u8]) -> bool {
 }
 
 fn failure(bytes: &[u8], reason: String) -> CodecError {
-    if reaches_end(bytes) {
+    if reason.starts_with("Unsupported") {
+        CodecError::Unsupported {
+            format: "JPEG".to_owned(),
+            reason,
+        }
+    } else if reaches_end(bytes) {
         CodecError::Corrupt {
             format: "JPEG".to_owned(),
             reason,

@@ -118,6 +118,16 @@ mod tests {
     }
 
     #[test]
+    fn survives_resizing() {
+        for side in [96, 128, 200, 256, 300] {
+            let mut image = picture(170, 128);
+            draw(&mut image, 2730);
+            let resized = crate::views::resize::resize_short_side(&image, side).unwrap();
+            assert_eq!(frame_number(&resized), Some(2730), "{side}");
+        }
+    }
+
+    #[test]
     fn other_pictures_have_no_number() {
         assert_eq!(frame_number(&picture(128, 96)), None);
         assert_eq!(frame_number(&Rgb8Image::new(128, 96)), None);

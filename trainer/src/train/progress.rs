@@ -1,34 +1,11 @@
-//! What a run tells, and how it is told to stop.
+//! What a run tells.
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-
-/// A request to stop, shared with whoever may make it (a signal handler, another thread).
-#[derive(Clone, Debug, Default)]
-pub struct Stop(Arc<AtomicBool>);
-
-impl Stop {
-    /// Not requested.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Asks the run to finish its step, save and return.
-    pub fn request(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether anybody asked.
-    pub fn is_requested(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-}
 
 /// What happens in a run, as it happens.
 #[derive(Debug)]

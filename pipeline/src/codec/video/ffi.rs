@@ -62,17 +62,23 @@ pub(super) fn open_input(path: &Path) -> Result<Input, Error> {
     }
 }
 
-/// Tells the decoder the unit of its packets' times, and the most pixels to allocate a frame for.
+/// Tells the decoder the unit of its packets' times, and the most pixels to allocate a frame for. Returns the width and
+/// height that the header promises, 0 if it makes no promise.
 pub(super) fn prepare_decoder(
     context: &mut ffmpeg::codec::Context,
     time_base: Rational,
     max_pixels: u64,
-) {
-    // SAFETY: the context is live and not opened yet; both fields are plain numbers that users may set.
-    unsafe {
+) -> (u32, u32) {
+    // SAFETY: the context is live and not opened yet; all fields are plain numbers that users may set or read.
+    let (width, height) = unsafe {
         (*context.as_mut_ptr()).pkt_timebase = time_base.into();
         (*context.as_mut_ptr()).max_pixels = i64::try_from(max_pixels).unwrap_or(i64::MAX);
-    }
+        ((*context.as_ptr()).width, (*context.as_ptr()).height)
+    };
+    (
+        u32::try_from(width).unwrap_or(0),
+        u32::try_from(height).unwrap_or(0),
+    )
 }
 
 /// What decides how a frame becomes RGB.

@@ -147,7 +147,11 @@ mod tests {
         assert!(
             matches!(
                 refused,
-                CodecError::TooLarge { .. } | CodecError::Unsupported { .. }
+                CodecError::TooLarge {
+                    width: 48,
+                    height: 32,
+                    ..
+                }
             ),
             "{refused}"
         );
@@ -233,7 +237,9 @@ mod tests {
                 Err(CodecError::Encode { .. })
             ));
         }
-        assert!(write_video(&dir.path().join("no/such/folder.mp4"), 25, [&even]).is_err());
+        for name in ["no/such/folder.mp4", "a\0b.mp4"] {
+            assert!(write_video(&dir.path().join(name), 25, [&even]).is_err());
+        }
     }
 
     #[test]

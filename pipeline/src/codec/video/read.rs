@@ -9,6 +9,7 @@ use ffmpeg_next as ffmpeg;
 use ffmpeg::codec::packet::side_data::Type as SideData;
 use ffmpeg::codec::threading;
 use ffmpeg::format::context::Input;
+use ffmpeg::format::stream::Disposition;
 use ffmpeg::{Packet, Rational, Rescale, media};
 
 use super::ffi::{self, Picture};
@@ -91,7 +92,10 @@ impl VideoReader {
             },
         })?;
         let container = input.format().name().to_owned();
-        let Some(stream) = input.streams().best(media::Type::Video) else {
+        // The cover picture of a sound file is a video stream to FFmpeg.
+        let is_clip =
+            |stream: &ffmpeg::Stream<'_>| !stream.disposition().contains(Disposition::ATTACHED_PIC);
+        let Some(stream) = input.streams().best(media::Type::Video).filter(is_clip) else {
             return Err(CodecError::NoVideoStream { container });
         };
         let (index, time_base, rate) =
@@ -113,10 +117,10 @@ impl VideoReader {
             count: 1,
             ..threading::Config::default()
         });
-        ffi::prepare_decoder(&mut context, time_base, limits.max_pixels);
+        let (width, height) = ffi::prepare_decoder(&mut context, time_base, limits.max_pixels);
+        check_size(width, height, &limits)?;
         let decoder = context.decoder().video().map_err(unsupported)?;
-        check_size(decoder.width(), decoder.height(), &limits)?;
-        let (width, height) = orientation.size(decoder.width(), decoder.height());
+        let (width, height) = orientation.size(width, height);
         let fps = (rate.numerator() > 0 && rate.denominator() > 0).then(|| f64::from(rate));
         Ok(VideoReader {
             info: VideoInfo {

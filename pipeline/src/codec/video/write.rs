@@ -25,7 +25,7 @@ const GOP_FRAMES: u32 = 12;
 /// * `frames`: all of one size, both sides even (chroma is stored at half size).
 ///
 /// # Errors
-/// [`CodecError::Encode`] for no frames, frames of odd or differing size, or whatever FFmpeg says on the way.
+/// The file is unusable after an error. [`CodecError::Encode`] for no frames, frames of odd or differing size, or whatever FFmpeg says on the way.
 pub fn write_video(
     path: &Path,
     fps: u32,
@@ -49,9 +49,12 @@ pub fn write_video(
             "at {fps} frames a second: expected at least one frame, even sides and a rate"
         )));
     }
+    // What else `ffmpeg-next` answers with a panic.
+    let is_name = |name: &&str| !name.contains('\0');
     let name = path
         .to_str()
-        .ok_or_else(|| refuse("the file's name is not UTF-8".to_owned()))?;
+        .filter(is_name)
+        .ok_or_else(|| refuse(format!("the file's name {path:?} is not plain UTF-8")))?;
 
     let mut output = ffmpeg::format::output_as(&format!("file:{name}"), "mp4").map_err(failed)?;
     let time_base = Rational(

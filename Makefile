@@ -1,0 +1,29 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+.PHONY: demo test lint setup interop clean
+
+CARGO ?= cargo
+DEMO_DIR ?= demo-out
+
+demo: setup
+	$(CARGO) build --release --locked
+	./target/release/pairquet demo --out $(DEMO_DIR)
+
+test: setup
+	$(CARGO) test --workspace --locked
+	$(MAKE) --no-print-directory interop
+
+# Opens shards with pyarrow, DuckDB and Hugging Face datasets in a virtual environment of its own.
+interop: setup
+	$(CARGO) build --locked
+	tests/interop/run.sh target/debug/pairquet
+
+lint: setup
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+setup:
+	@./setup.sh
+
+clean:
+	$(CARGO) clean
+	rm -rf $(DEMO_DIR)

@@ -1,0 +1,52 @@
+#!/bin/sh
+# Installs what Pairquet needs to build: a C toolchain with cmake and nasm (libjpeg-turbo is built from its crate),
+# FFmpeg's development files, and libclang (bindings are generated). Does nothing where everything is there.
+set -eu
+
+missing() {
+    for tool in cc cmake nasm pkg-config clang; do
+        command -v "$tool" >/dev/null 2>&1 || echo "$tool"
+    done
+    command -v pkg-config >/dev/null 2>&1 || return 0
+    for lib in libavcodec libavformat libavutil libswscale; do
+        pkg-config --exists "$lib" || echo "$lib"
+    done
+}
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
+}
+
+if ! command -v cargo >/dev/null 2>&1; then
+    echo "setup: Rust is missing: install the current stable toolchain with rustup (https://rustup.rs), then run this again" >&2
+    exit 1
+fi
+
+lacking=$(missing)
+[ -n "$lacking" ] || exit 0
+echo "setup: missing: $(echo "$lacking" | tr '\n' ' ')"
+
+if command -v apt-get >/dev/null 2>&1; then
+    echo "setup: installing them with apt-get (build tools, FFmpeg development files, libclang)"
+    as_root apt-get update -qq
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+        build-essential cmake nasm pkg-config clang libclang-dev \
+        libavcodec-dev libavformat-dev libavutil-dev libswscale-dev >/dev/null
+elif command -v dnf >/dev/null 2>&1; then
+    echo "setup: installing them with dnf (build tools, FFmpeg development files, clang)"
+    as_root dnf install -y -q gcc gcc-c++ make cmake nasm pkgconf-pkg-config clang clang-devel \
+        ffmpeg-free-devel libavcodec-free-devel libavformat-free-devel libavutil-free-devel libswscale-free-devel
+elif command -v brew >/dev/null 2>&1; then
+    echo "setup: installing them with brew (cmake, nasm, pkg-config, llvm, ffmpeg)"
+    brew install --quiet cmake nasm pkg-config llvm ffmpeg
+else
+    echo "setup: no apt-get, dnf or brew here: install a C compiler, cmake, nasm, pkg-config, clang with libclang," \
+        "and the development files of libavcodec, libavformat, libavutil and libswscale (FFmpeg 5 or later)" >&2
+    exit 1
+fi
+
+lacking=$(missing)
+if [ -n "$lacking" ]; then
+    echo "setup: still missing after the installation: $(echo "$lacking" | tr '\n' ' ')" >&2
+    exit 1
+fi

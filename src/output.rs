@@ -1,0 +1,90 @@
+//! Where words go: results to standard output, talk to standard error.
+
+use std::io::{self, Write};
+
+use anyhow::Result;
+use comfy_table::{Table, presets};
+use serde::Serialize;
+
+/// How this invocation talks.
+pub struct Output {
+    json: bool,
+    quiet: bool,
+}
+
+/// An error of the command, not of the work: the exit code is 2.
+#[derive(Debug)]
+pub struct Usage(pub String);
+
+impl std::fmt::Display for Usage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
+impl Output {
+    /// `json`: results as JSON; `quiet`: no talk and no progress.
+    pub fn new(json: bool, quiet: bool) -> Self {
+        Self { json, quiet }
+    }
+
+    /// Whether progress and talk are unwanted.
+    pub fn is_quiet(&self) -> bool {
+        self.quiet
+    }
+
+    /// A sentence about what goes on, to standard error.
+    pub fn say(&self, text: impl AsRef<str>) {
+        if !self.quiet {
+            // A closed standard error must not end the work.
+            let _ = writeln!(io::stderr(), "{}", text.as_ref());
+        }
+    }
+
+    /// The error and its causes on one line, to standard error, `quiet` or not.
+    pub fn error(&self, error: &anyhow::Error) {
+        let _ = writeln!(io::stderr(), "pairquet: {}", one_line(error));
+    }
+
+    /// The result: `value` as JSON, or what `human` makes of it.
+    pub fn result<T: Serialize>(&self, value: &T, human: impl FnOnce(&T) -> String) -> Result<()> {
+        let mut stdout = io::stdout().lock();
+        if self.json {
+            serde_json::to_writer_pretty(&mut stdout, value).map_err(io::Error::from)?;
+            writeln!(stdout)?;
+        } else {
+            writeln!(stdout, "{}", human(value).trim_end())?;
+        }
+        Ok(stdout.flush()?)
+    }
+}
+
+/// The error followed by those of its causes that its own words do not already include.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1) {
+        let cause = cause.to_string();
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
+}
+
+/// A two-column table of names and values.
+pub fn facts<const N: usize>(rows: [(&str, String); N]) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    for (name, value) in rows {
+        table.add_row([name.to_owned(), value]);
+    }
+    table.to_string()
+}
+
+/// Whether the reader of our output has gone (`pairquet inspect … | head`), which is no failure.
+pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| cause.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe))
+}

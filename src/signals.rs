@@ -1,0 +1,33 @@
+//! Ctrl-C and SIGTERM: the first asks the work to stop cleanly, a second one ends the program at once.
+
+use std::process;
+
+use anyhow::{Context, Result};
+use pipeline::Stop;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::output::Output;
+
+/// Returns a flag that the first SIGINT or SIGTERM raises.
+pub fn stop_on_signal(out: &Output) -> Result<Stop> {
+    let stop = Stop::new();
+    let raised = stop.clone();
+    let quiet = out.is_quiet();
+    let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot listen for signals")?;
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            for signal in signals.forever() {
+                if raised.is_requested() {
+                    process::exit(128 + signal);
+                }
+                raised.request();
+                if !quiet {
+                    eprintln!("stopping: work in hand is finished and saved first; once more ends at once");
+                }
+            }
+        })
+        .context("cannot start the signal thread")?;
+    Ok(stop)
+}

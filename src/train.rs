@@ -1,0 +1,89 @@
+//! `pairquet train`: a config and shards in, a run folder out.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use pipeline::Stop;
+use trainer::{Progress, Summary, TrainConfig};
+
+use crate::output::{Output, facts};
+use crate::progress::Bar;
+use crate::signals;
+use crate::sizes::human_bytes;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// The experiment, a TOML file as in configs/train.
+    config: PathBuf,
+    /// Run folder; one that exists is resumed from its newest checkpoint [default: runs/NAME].
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Change a value of the config, for example --set optim.base_lr=5e-5; can be given many times.
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Print the resolved config and end.
+    #[arg(long)]
+    print_config: bool,
+}
+
+/// Runs the verb: exit code 1 if it was stopped before its end.
+pub fn run(args: Args, out: &Output) -> Result<ExitCode> {
+    let config = load(&args.config, &args.set)?;
+    if args.print_config {
+        let config = config.resolved()?;
+        let text = config.to_toml()?;
+        out.result(&config, |_| text)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let dir = args.out.unwrap_or_else(|| Path::new("runs").join(&config.name));
+    let stop = signals::stop_on_signal(out)?;
+    let summary = train(&config, &dir, &stop, out)?;
+    out.result(&summary, describe)?;
+    Ok(if summary.stopped { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Reads a config file and applies `key=value` changes.
+pub fn load(path: &Path, overrides: &[String]) -> Result<TrainConfig> {
+    let text = fs::read_to_string(path).with_context(|| format!("reading the config {}", path.display()))?;
+    TrainConfig::from_toml_with_overrides(&text, overrides).with_context(|| path.display().to_string())
+}
+
+/// Trains with a progress bar; also used by the demo.
+pub fn train(config: &TrainConfig, dir: &Path, stop: &Stop, out: &Output) -> Result<Summary> {
+    let bar = Bar::new(out, "training", "steps");
+    let summary = trainer::train(config, dir, stop, &mut |event| match event {
+        Progress::Note(text) => bar.say(text),
+        Progress::Warning(text) => bar.say(&format!("warning: {text}")),
+        Progress::Saved(path) => bar.say(&format!("saved {}", path.display())),
+        Progress::Step(step) => {
+            bar.set_total(step.last_step);
+            bar.set_done(step.step);
+            bar.note(format!(
+                "loss {:.4}  lr {:.2e}  {:.1} pairs/s  waiting for data {:.0} %",
+                step.loss, step.lr, step.pairs_per_s, step.data_wait_pct
+            ));
+        }
+    });
+    bar.finish();
+    Ok(summary?)
+}
+
+fn describe(summary: &Summary) -> String {
+    facts([
+        ("steps", format!("{}{}", summary.steps, if summary.stopped { " (stopped; the same command goes on)" } else { "" })),
+        ("loss", losses(summary)),
+        ("speed", format!("{:.1} pairs/s, {:.0} % of the time waiting for data", summary.pairs_per_s, summary.data_wait_pct)),
+        ("peak memory", summary.peak_memory_bytes.map_or_else(|| "unknown".into(), human_bytes)),
+        ("run folder", summary.run_dir.display().to_string()),
+    ])
+}
+
+/// Mean loss over the first and the last ten steps, in words.
+pub fn losses(summary: &Summary) -> String {
+    match (summary.first_loss, summary.last_loss) {
+        (Some(first), Some(last)) => format!("{first:.4} at first, {last:.4} at last"),
+        _ => "no step made".into(),
+    }
+}

@@ -1,0 +1,29 @@
+#!/bin/sh
+# Opens shards with the tools their readers use. Usage: tests/interop/run.sh PROGRAM [SET ...]
+# Without sets it makes the demo's synthetic ones. Skips, aloud, where Python or its packages cannot be had.
+set -eu
+program=$(realpath "$1")
+shift
+here=$(cd "$(dirname "$0")" && pwd)
+venv=${PAIRQUET_VENV:-"$here/../../.venv"}
+
+skip() {
+    echo "SKIPPED: interop with pyarrow, DuckDB and datasets: $1"
+    exit 0
+}
+command -v python3 >/dev/null 2>&1 || skip "no python3 here"
+stamp="$venv/requirements.txt"
+if ! cmp -s "$here/requirements.txt" "$stamp"; then
+    echo "interop: installing the pinned Python packages into $venv"
+    python3 -m venv "$venv" || skip "python3 has no venv module"
+    "$venv/bin/pip" install -q --disable-pip-version-check -r "$here/requirements.txt" || skip "pip could not install them"
+    cp "$here/requirements.txt" "$stamp"
+fi
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+if [ $# -eq 0 ]; then
+    "$program" demo --out "$work/demo" --only shards --quiet
+    set -- "$work/demo/shards/images" "$work/demo/shards/clips"
+fi
+HF_HOME="$work/hf" HF_DATASETS_OFFLINE=1 HF_HUB_OFFLINE=1 "$venv/bin/python" "$here/check.py" "$@"

@@ -4,14 +4,13 @@ use std::fs::File;
 use std::io::BufWriter;
 use std::path::Path;
 
-use fast_image_resize::images::{Image, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 use shards::{Kind, ShardSet};
 
 use crate::codec::{self, CodecError, Rgb8Image};
-use crate::config::DataConfig;
+use crate::config::{DataConfig, Interpolation};
 use crate::error::{Error, Result};
 use crate::loader::{Loader, LoaderState, Rank};
+use crate::views::{CropBox, CropResizer};
 
 /// Pixels between cells, and around them.
 const GAP: u32 = 4;
@@ -33,7 +32,11 @@ impl Grid {
         let side = |n: u32| n * (cell + GAP) + GAP;
         let mut picture = Rgb8Image::new(side(columns), side(rows));
         picture.data.fill(GROUND);
-        Grid { picture, columns, cell }
+        Grid {
+            picture,
+            columns,
+            cell,
+        }
     }
 
     /// Fits `image` into cell number `index` (row by row), keeping its shape.
@@ -83,8 +86,13 @@ pub fn samples(set: &ShardSet, n: u64, cell: u32) -> Result<Rgb8Image> {
             for (row, sample) in chosen.enumerate() {
                 let n_frames = set.n_frames(sample)?;
                 for column in 0..FRAMES_SHOWN.min(n_frames) {
-                    let frame = (u64::from(column) * u64::from(n_frames) / u64::from(FRAMES_SHOWN.min(n_frames))) as u32;
-                    grid.put(row as u32 * FRAMES_SHOWN + column, &picture(set, sample, frame)?)?;
+                    let frame = (u64::from(column) * u64::from(n_frames)
+                        / u64::from(FRAMES_SHOWN.min(n_frames)))
+                        as u32;
+                    grid.put(
+                        row as u32 * FRAMES_SHOWN + column,
+                        &picture(set, sample, frame)?,
+                    )?;
                 }
             }
             Ok(grid.into_picture())
@@ -98,7 +106,10 @@ pub fn samples(set: &ShardSet, n: u64, cell: u32) -> Result<Rgb8Image> {
 /// # Errors
 /// As [`Loader::new`] and [`Loader::next_batch`].
 pub fn views(config: &DataConfig, seed: u64, n: usize, cell: u32) -> Result<Rgb8Image> {
-    let config = DataConfig { batch_size: config.batch_size.min(n), ..config.clone() };
+    let config = DataConfig {
+        batch_size: config.batch_size.min(n),
+        ..config.clone()
+    };
     let mut loader = Loader::new(&config, seed, Rank::SINGLE, LoaderState::default())?;
     let mut shown: Vec<Rgb8Image> = Vec::new();
     let mut n_views = 1;
@@ -106,11 +117,16 @@ pub fn views(config: &DataConfig, seed: u64, n: usize, cell: u32) -> Result<Rgb8
         let batch = loader.next_batch()?;
         n_views = batch.n_views;
         let size = batch.size as u32;
-        shown.extend(batch.views.chunks_exact(batch.size * batch.size * 3).map(|view| Rgb8Image {
-            width: size,
-            height: size,
-            data: view.to_vec(),
-        }));
+        shown.extend(
+            batch
+                .views
+                .chunks_exact(batch.size * batch.size * 3)
+                .map(|view| Rgb8Image {
+                    width: size,
+                    height: size,
+                    data: view.to_vec(),
+                }),
+        );
     }
     let across = 4 * n_views as u32;
     let mut grid = Grid::new(across, ((n * n_views) as u32).div_ceil(across), cell);
@@ -127,11 +143,21 @@ pub fn views(config: &DataConfig, seed: u64, n: usize, cell: u32) -> Result<Rgb8
 pub fn write_png(path: &Path, image: &Rgb8Image) -> Result<()> {
     let file = File::create(path).map_err(Error::io("creating", path))?;
     let encoder = image::codecs::png::PngEncoder::new(BufWriter::new(file));
-    image::ImageEncoder::write_image(encoder, &image.data, image.width, image.height, image::ExtendedColorType::Rgb8)
-        .map_err(|error| match error {
-            image::ImageError::IoError(source) => Error::Io { doing: "writing", path: path.to_path_buf(), source },
-            other => Error::codec(path.display().to_string())(unencodable(image, other.to_string())),
-        })
+    image::ImageEncoder::write_image(
+        encoder,
+        &image.data,
+        image.width,
+        image.height,
+        image::ExtendedColorType::Rgb8,
+    )
+    .map_err(|error| match error {
+        image::ImageError::IoError(source) => Error::Io {
+            doing: "writing",
+            path: path.to_path_buf(),
+            source,
+        },
+        other => Error::codec(path.display().to_string())(unencodable(image, other.to_string())),
+    })
 }
 
 fn picture(set: &ShardSet, sample: u64, frame: u32) -> Result<Rgb8Image> {
@@ -141,18 +167,33 @@ fn picture(set: &ShardSet, sample: u64, frame: u32) -> Result<Rgb8Image> {
 
 /// The picture shrunk or enlarged so that its longer side is `cell`.
 fn fit(image: &Rgb8Image, cell: u32) -> Result<Rgb8Image> {
-    let longer = image.width.max(image.height).max(1);
+    let longer = image.width.max(image.height);
+    if image.width.min(image.height) == 0 {
+        return Err(Error::codec("contact sheet")(unencodable(
+            image,
+            "it has no pixels".into(),
+        )));
+    }
     let scaled = |side: u32| (u64::from(side) * u64::from(cell) / u64::from(longer)).max(1) as u32;
-    let broken = |reason: String| Error::codec("contact sheet")(unencodable(image, reason));
-    let source = ImageRef::new(image.width, image.height, &image.data, PixelType::U8x3).map_err(|e| broken(e.to_string()))?;
-    let mut target = Image::new(scaled(image.width), scaled(image.height), PixelType::U8x3);
-    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear));
-    Resizer::new().resize(&source, &mut target, &options).map_err(|e| broken(e.to_string()))?;
-    Ok(Rgb8Image { width: target.width(), height: target.height(), data: target.into_vec() })
+    let mut fitted = Rgb8Image::new(scaled(image.width), scaled(image.height));
+    CropResizer::new().resize_crop(
+        image.into(),
+        CropBox::whole(image.width, image.height),
+        fitted.width,
+        fitted.height,
+        Interpolation::Bilinear,
+        &mut fitted.data,
+    )?;
+    Ok(fitted)
 }
 
 fn unencodable(image: &Rgb8Image, reason: String) -> CodecError {
-    CodecError::Encode { format: "PNG", width: image.width, height: image.height, reason }
+    CodecError::Encode {
+        format: "PNG",
+        width: image.width,
+        height: image.height,
+        reason,
+    }
 }
 
 #[cfg(test)]
@@ -162,7 +203,11 @@ mod tests {
     #[test]
     fn pictures_land_in_their_cells() {
         let mut grid = Grid::new(2, 1, 10);
-        let white = Rgb8Image { width: 20, height: 10, data: vec![255; 600] };
+        let white = Rgb8Image {
+            width: 20,
+            height: 10,
+            data: vec![255; 600],
+        };
         grid.put(1, &white).unwrap();
         let picture = grid.into_picture();
         assert_eq!((picture.width, picture.height), (32, 18));

@@ -6,7 +6,7 @@ use std::path::Path;
 use candle_core::Device;
 use serde_json::json;
 
-use super::folder::{self, CheckpointInfo, NewFolder, write_json};
+use super::folder::{self, CheckpointInfo, NewFolder, model_to_toml, write_json};
 use super::foreign::{Foreign, Format};
 use super::import::{EPOCH_KEY, MODEL_KEY};
 use super::names::{Tensors, is_encoder, to_hugging_face};
@@ -163,7 +163,7 @@ pub fn export(checkpoint_dir: &Path, dst: &Path, options: &ExportOptions) -> Res
 fn metadata(info: &CheckpointInfo) -> Result<BTreeMap<String, String>> {
     let mut metadata = BTreeMap::from([
         ("format".to_owned(), "pt".to_owned()),
-        (MODEL_KEY.to_owned(), model_json(&info.model)?.to_string()),
+        (MODEL_KEY.to_owned(), model_to_toml(&info.model)?),
     ]);
     if let Some(epoch) = info.epoch {
         metadata.insert(EPOCH_KEY.to_owned(), epoch.to_string());

@@ -48,7 +48,8 @@ pub(super) struct ImportCard {
     /// Version of the program that wrote it.
     pub program: String,
     pub source: Source,
-    pub model: ModelConfig,
+    /// The model's configuration as TOML: a float read from JSON is not always the one that was written.
+    pub model: String,
     pub epoch: Option<u64>,
     /// Optimizer steps made, where the optimizer's state came along.
     pub step: Option<u64>,
@@ -107,6 +108,16 @@ fn read_card(dir: &Path) -> Result<Option<ImportCard>> {
     Ok(Some(card))
 }
 
+/// A model's configuration as TOML.
+pub(super) fn model_to_toml(model: &ModelConfig) -> Result<String> {
+    toml::to_string(model).map_err(|e| Error::ConfigSyntax(e.to_string()))
+}
+
+/// What [`model_to_toml`] wrote; a sentence if it is not.
+pub(super) fn model_from_toml(text: &str) -> Result<ModelConfig, String> {
+    toml::from_str(text).map_err(|e| format!("model: {}", e.to_string().trim_end()))
+}
+
 /// Reads what a checkpoint folder says about itself, a run's or an imported one; looks at no tensor.
 ///
 /// # Errors
@@ -114,7 +125,10 @@ fn read_card(dir: &Path) -> Result<Option<ImportCard>> {
 pub fn checkpoint_info(dir: &Path) -> Result<CheckpointInfo> {
     if let Some(card) = read_card(dir)? {
         return Ok(CheckpointInfo {
-            model: card.model,
+            model: model_from_toml(&card.model).map_err(|problem| Error::Checkpoint {
+                path: dir.join(IMPORT_FILE),
+                problem,
+            })?,
             epoch: card.epoch,
             step: card.step,
             source: Some(card.source),

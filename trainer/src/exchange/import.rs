@@ -5,7 +5,10 @@ use std::path::Path;
 
 use candle_core::{DType, Device};
 
-use super::folder::{IMPORT_FILE, IMPORT_FORMAT, ImportCard, NewFolder, Source, write_json};
+use super::folder::{
+    IMPORT_FILE, IMPORT_FORMAT, ImportCard, NewFolder, Source, model_from_toml, model_to_toml,
+    write_json,
+};
 use super::foreign::{Foreign, Format};
 use super::moments::OptimizerState;
 use super::names::{Tensors, from_hugging_face, is_encoder, is_hugging_face};
@@ -15,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::models::{self, ModelConfig, ModelKind};
 use crate::nn::params::Params;
 
-/// Metadata entry in which an export keeps its model's configuration.
+/// Metadata entry in which an export keeps its model's configuration, as TOML.
 pub(super) const MODEL_KEY: &str = "pairquet.model";
 /// Metadata entry in which an export keeps its epoch.
 pub(super) const EPOCH_KEY: &str = "pairquet.epoch";
@@ -130,13 +133,11 @@ pub fn import(file: &Path, options: &ImportOptions) -> Result<Imported> {
     drop_heads(&mut tensors, &mut notes);
     to_f32(&mut tensors, &mut notes).map_err(in_file)?;
 
-    let base = foreign
-        .metadata
-        .get(MODEL_KEY)
-        .map(|text| serde_json::from_str::<ModelConfig>(text));
+    let base = foreign.metadata.get(MODEL_KEY);
+    let base = base.map(|text| model_from_toml(text));
     let base = base
         .transpose()
-        .map_err(|e| damaged(format!("metadata {MODEL_KEY}: {e}")))?;
+        .map_err(|problem| damaged(format!("metadata {MODEL_KEY}: {problem}")))?;
     let told = sizes::Told {
         kind: options.kind,
         num_heads: options.num_heads,
@@ -310,7 +311,7 @@ impl Imported {
             format: IMPORT_FORMAT,
             program: env!("CARGO_PKG_VERSION").to_owned(),
             source: self.source.clone(),
-            model: self.model.clone(),
+            model: model_to_toml(&self.model)?,
             epoch: self.epoch,
             step: self.optimizer.as_ref().map(|state| state.steps),
             notes: self.notes.clone(),

@@ -9,7 +9,7 @@ mod paper;
 pub use differences::{Differences, differences};
 pub use paper::Paper;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use pipeline::config::{DataConfig, ViewsKind};
 use serde::{Deserialize, Serialize};
@@ -32,6 +32,10 @@ pub struct TrainConfig {
     /// The published run that this one follows; where it departs from it, a warning says so at the start.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub paper: Option<Paper>,
+    /// Folder of a checkpoint, or of a run for its newest, whose weights this run starts from: one of ours, or one made
+    /// by `pairquet import`. The optimizer and the schedule start anew. Initial values drawn from `seed` if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init: Option<PathBuf>,
     /// What it trains on.
     pub data: DataConfig,
     /// What is trained.
@@ -49,6 +53,7 @@ impl Default for TrainConfig {
             seed: 42,
             device: "auto".to_string(),
             paper: None,
+            init: None,
             data: DataConfig::default(),
             model: ModelConfig::default(),
             optim: OptimConfig::default(),

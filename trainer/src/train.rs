@@ -22,6 +22,7 @@ use crate::checkpoint::{Checkpoints, Found, Keep, State};
 use crate::config::{TrainConfig, differences};
 use crate::device;
 use crate::error::{Error, Result};
+use crate::exchange;
 use crate::masking::StepRandomness;
 use crate::metrics::{self, MetricsLine, MetricsLog, curves};
 use crate::models::{self, Pretrain};
@@ -107,6 +108,12 @@ pub fn train_from(
         plan.check_data(found)?;
         found.restore(&params, &mut optim)?;
         losses = Losses::from_bits(&found.state.losses);
+    } else if let Some(init) = &config.init {
+        exchange::start_from(init, &config.model, &params)?;
+        progress(&Progress::Note(&format!(
+            "starting from the weights in {}",
+            init.display()
+        )));
     }
     let start = optim.steps();
     plan.announce(config, &params, &device, start, progress);

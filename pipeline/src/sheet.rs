@@ -4,14 +4,13 @@ use std::fs::File;
 use std::io::BufWriter;
 use std::path::Path;
 
-use fast_image_resize::images::{Image, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 use shards::{Kind, ShardSet};
 
 use crate::codec::{self, CodecError, Rgb8Image};
-use crate::config::DataConfig;
+use crate::config::{DataConfig, Interpolation};
 use crate::error::{Error, Result};
 use crate::loader::{Loader, LoaderState, Rank};
+use crate::views::{CropBox, CropResizer};
 
 /// Pixels between cells, and around them.
 const GAP: u32 = 4;
@@ -168,21 +167,24 @@ fn picture(set: &ShardSet, sample: u64, frame: u32) -> Result<Rgb8Image> {
 
 /// The picture shrunk or enlarged so that its longer side is `cell`.
 fn fit(image: &Rgb8Image, cell: u32) -> Result<Rgb8Image> {
-    let longer = image.width.max(image.height).max(1);
+    let longer = image.width.max(image.height);
+    if image.width.min(image.height) == 0 {
+        return Err(Error::codec("contact sheet")(unencodable(
+            image,
+            "it has no pixels".into(),
+        )));
+    }
     let scaled = |side: u32| (u64::from(side) * u64::from(cell) / u64::from(longer)).max(1) as u32;
-    let broken = |reason: String| Error::codec("contact sheet")(unencodable(image, reason));
-    let source = ImageRef::new(image.width, image.height, &image.data, PixelType::U8x3)
-        .map_err(|e| broken(e.to_string()))?;
-    let mut target = Image::new(scaled(image.width), scaled(image.height), PixelType::U8x3);
-    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear));
-    Resizer::new()
-        .resize(&source, &mut target, &options)
-        .map_err(|e| broken(e.to_string()))?;
-    Ok(Rgb8Image {
-        width: target.width(),
-        height: target.height(),
-        data: target.into_vec(),
-    })
+    let mut fitted = Rgb8Image::new(scaled(image.width), scaled(image.height));
+    CropResizer::new().resize_crop(
+        image.into(),
+        CropBox::whole(image.width, image.height),
+        fitted.width,
+        fitted.height,
+        Interpolation::Bilinear,
+        &mut fitted.data,
+    )?;
+    Ok(fitted)
 }
 
 fn unencodable(image: &Rgb8Image, reason: String) -> CodecError {

@@ -481,11 +481,11 @@ fn saved_run(root: &Path, config: &ModelConfig, epoch: u64) -> Tensors {
     );
     let keep = Keep {
         last: 1,
-        every: None,
+        is_milestone: &|_| false,
     };
-    Checkpoints::open(root, keep)
+    Checkpoints::open(root)
         .unwrap()
-        .save(&params, &optim, state)
+        .save(&params, &optim, state, keep)
         .unwrap();
     params
         .iter()

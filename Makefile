@@ -5,8 +5,7 @@ CARGO ?= cargo
 DEMO_DIR ?= demo-out
 
 demo: setup
-	$(CARGO) build --release --locked
-	./target/release/pairquet demo --out $(DEMO_DIR)
+	$(CARGO) run --release --locked -- demo --out $(DEMO_DIR)
 
 test: setup
 	$(CARGO) test --workspace --locked
@@ -15,7 +14,7 @@ test: setup
 # Opens shards with pyarrow, DuckDB and Hugging Face datasets in a virtual environment of its own.
 interop: setup
 	$(CARGO) build --locked
-	tests/interop/run.sh target/debug/pairquet
+	tests/interop/run.sh $${CARGO_TARGET_DIR:-target}/debug/pairquet
 
 lint: setup
 	$(CARGO) fmt --all --check

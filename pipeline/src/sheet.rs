@@ -100,12 +100,14 @@ pub fn samples(set: &ShardSet, n: u64, cell: u32) -> Result<Rgb8Image> {
     }
 }
 
-/// The first `n` samples that a run with this configuration and seed trains on, one a row pair: its views side by side,
+/// The first `n` samples (all of a smaller set) that a run with this configuration and seed trains on, one a row pair: its views side by side,
 /// four samples across.
 ///
 /// # Errors
 /// As [`Loader::new`] and [`Loader::next_batch`].
 pub fn views(config: &DataConfig, seed: u64, n: usize, cell: u32) -> Result<Rgb8Image> {
+    let n_samples = ShardSet::open(&config.path, &config.split)?.n_samples();
+    let n = n.min(usize::try_from(n_samples).unwrap_or(usize::MAX));
     let config = DataConfig {
         batch_size: config.batch_size.min(n),
         ..config.clone()

@@ -9,7 +9,7 @@ mod paper;
 pub use differences::{Differences, differences};
 pub use paper::Paper;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use pipeline::config::{DataConfig, ViewsKind};
 use serde::{Deserialize, Serialize};
@@ -32,6 +32,10 @@ pub struct TrainConfig {
     /// The published run that this one follows; where it departs from it, a warning says so at the start.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub paper: Option<Paper>,
+    /// Folder of a checkpoint, or of a run for its newest, whose weights this run starts from: one of ours, or one made
+    /// by `pairquet import`. The optimizer and the schedule start anew. Initial values drawn from `seed` if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init: Option<PathBuf>,
     /// What it trains on.
     pub data: DataConfig,
     /// What is trained.
@@ -49,6 +53,7 @@ impl Default for TrainConfig {
             seed: 42,
             device: "auto".to_string(),
             paper: None,
+            init: None,
             data: DataConfig::default(),
             model: ModelConfig::default(),
             optim: OptimConfig::default(),
@@ -125,6 +130,8 @@ pub struct RunConfig {
     /// Checkpoints at multiples of this many steps are kept for ever.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keep_every: Option<u64>,
+    /// And those at multiples of this many epochs; 0 for none. The reference keeps all of them.
+    pub keep_every_epochs: u64,
     /// Steps between pictures of reconstructions; 0 for none.
     pub pictures_every: u64,
     /// Samples in a picture.
@@ -142,6 +149,7 @@ impl Default for RunConfig {
             checkpoint_every_epochs: 25,
             keep_last: 2,
             keep_every: None,
+            keep_every_epochs: 100,
             pictures_every: 1000,
             pictures_samples: 6,
             stop_after: None,
@@ -380,9 +388,23 @@ impl RunConfig {
             .checkpoint_every
             .is_some_and(|every| steps.is_multiple_of(every));
         let every = self.checkpoint_every_epochs;
-        let portions = |steps: u64| (steps * accum_steps / batches_per_epoch).checked_div(every);
-        by_step || portions(steps) != portions(steps - 1)
+        by_step || reaches_epoch(every, steps, accum_steps, batches_per_epoch)
     }
+
+    /// Whether the checkpoint after `steps` steps is kept for ever.
+    pub fn is_milestone(&self, steps: u64, accum_steps: u64, batches_per_epoch: u64) -> bool {
+        let by_step = self
+            .keep_every
+            .is_some_and(|every| steps.is_multiple_of(every));
+        let every = self.keep_every_epochs;
+        by_step || reaches_epoch(every, steps, accum_steps, batches_per_epoch)
+    }
+}
+
+/// Whether the last of `steps` steps is the first that reaches a multiple of `every` epochs; never if that is 0.
+fn reaches_epoch(every: u64, steps: u64, accum_steps: u64, batches_per_epoch: u64) -> bool {
+    let portions = |steps: u64| (steps * accum_steps / batches_per_epoch).checked_div(every);
+    portions(steps) != portions(steps.saturating_sub(1))
 }
 
 fn expect(holds: bool, message: impl FnOnce() -> String) -> Result<()> {
@@ -658,6 +680,15 @@ mod tests {
             .filter(|&steps| run.checkpoint_due(steps, 2, 3))
             .collect();
         assert_eq!(due, [2, 3, 5, 6]);
+        let run = RunConfig {
+            keep_every: Some(5),
+            keep_every_epochs: 2,
+            ..run
+        };
+        let kept: Vec<_> = (1..=6)
+            .filter(|&steps| run.is_milestone(steps, 2, 3))
+            .collect();
+        assert_eq!(kept, [3, 5, 6]);
         let never = RunConfig {
             checkpoint_every_epochs: 0,
             ..RunConfig::default()

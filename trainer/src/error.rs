@@ -98,6 +98,13 @@ pub enum Error {
         differences: String,
     },
 
+    /// Another process trains in the run folder.
+    #[error("another process is training in {path}, expected to be the only one")]
+    RunBusy {
+        /// The run folder.
+        path: PathBuf,
+    },
+
     /// A file or folder could not be read or written.
     #[error("{path}: {source}")]
     Io {

@@ -45,11 +45,14 @@ pub fn masked_patch_mse(pred: &Tensor, target: &Tensor, mask: &Tensor) -> Result
 pub fn info_nce(z1: &Tensor, z2: &Tensor, temperature: f64) -> Result<Tensor> {
     let batch = z1.dim(0)?;
     if batch < 2 {
-        return Err(Error::Config(format!("batch of {batch} for the contrastive loss, expected at least 2 samples")));
+        return Err(Error::Config(format!(
+            "batch of {batch} for the contrastive loss, expected at least 2 samples"
+        )));
     }
     let logits = (z1.matmul(&z2.t()?)? / temperature)?; // [B, B]
     let positives = ((z1 * z2)?.sum_all()? / temperature)?;
-    let normalisers = (log_sum_exp(&logits)?.sum_all()? + log_sum_exp(&logits.t()?.contiguous()?)?.sum_all()?)?;
+    let normalisers =
+        (log_sum_exp(&logits)?.sum_all()? + log_sum_exp(&logits.t()?.contiguous()?)?.sum_all()?)?;
     Ok(((normalisers * 0.5)?.sub(&positives)? / batch as f64)?)
 }
 
@@ -69,19 +72,34 @@ mod tests {
 
     #[test]
     fn only_removed_patches_count() {
-        let pred = Tensor::new(&[[[1f32, 1.0], [5.0, 7.0]], [[0.0, 2.0], [9.0, 9.0]]], &Device::Cpu).unwrap();
+        let pred = Tensor::new(
+            &[[[1f32, 1.0], [5.0, 7.0]], [[0.0, 2.0], [9.0, 9.0]]],
+            &Device::Cpu,
+        )
+        .unwrap();
         let target = pred.zeros_like().unwrap();
         let mask = Tensor::new(&[[1f32, 0.0], [1.0, 0.0]], &Device::Cpu).unwrap();
-        let loss = masked_patch_mse(&pred, &target, &mask).unwrap().to_scalar::<f32>().unwrap();
+        let loss = masked_patch_mse(&pred, &target, &mask)
+            .unwrap()
+            .to_scalar::<f32>()
+            .unwrap();
         assert_eq!(loss, (1.0 + 2.0) / 2.0);
     }
 
     #[test]
     fn flat_patches_normalise_to_zero() {
         let patches = Tensor::new(&[[[3f32, 3.0, 3.0], [1.0, 2.0, 3.0]]], &Device::Cpu).unwrap();
-        let targets = pixel_targets(&patches, true).unwrap().squeeze(0).unwrap().to_vec2::<f32>().unwrap();
+        let targets = pixel_targets(&patches, true)
+            .unwrap()
+            .squeeze(0)
+            .unwrap()
+            .to_vec2::<f32>()
+            .unwrap();
         assert_eq!(targets[0], [0.0; 3]);
-        assert!((targets[1][2] - 1.0).abs() < 1e-6, "variance of 1, 2, 3 is 1: {targets:?}");
+        assert!(
+            (targets[1][2] - 1.0).abs() < 1e-6,
+            "variance of 1, 2, 3 is 1: {targets:?}"
+        );
     }
 
     #[test]
@@ -95,8 +113,13 @@ mod tests {
             let back: f64 = (0..3).map(|j| dot(z1[j], z2[i]).exp()).sum();
             want -= (dot(z1[i], z2[i]).exp() / forth).ln() + (dot(z1[i], z2[i]).exp() / back).ln();
         }
-        let tensor = |z: &[[f64; 2]]| Tensor::from_slice(z.as_flattened(), (z.len(), 2), &Device::Cpu).unwrap();
-        let got = info_nce(&tensor(&z1), &tensor(&z2), 0.2).unwrap().to_scalar::<f64>().unwrap();
+        let tensor = |z: &[[f64; 2]]| {
+            Tensor::from_slice(z.as_flattened(), (z.len(), 2), &Device::Cpu).unwrap()
+        };
+        let got = info_nce(&tensor(&z1), &tensor(&z2), 0.2)
+            .unwrap()
+            .to_scalar::<f64>()
+            .unwrap();
         assert!((got - want / 6.0).abs() < 1e-12, "{got} {want}");
         assert!(info_nce(&tensor(&z1[..1]), &tensor(&z2[..1]), 0.2).is_err());
     }

@@ -23,7 +23,10 @@ impl StepRandomness {
     /// stream, so the first view's noise does not depend on the number of views.
     pub fn mask_noise(&self, n_views: usize, n_patches: usize) -> Vec<f32> {
         let mut noise = vec![0f32; self.samples.len() * n_views * n_patches];
-        for (row, &sample) in noise.chunks_exact_mut((n_views * n_patches).max(1)).zip(&self.samples) {
+        for (row, &sample) in noise
+            .chunks_exact_mut((n_views * n_patches).max(1))
+            .zip(&self.samples)
+        {
             SampleRng::new(self.seed, self.epoch, sample, Purpose::Mask).fill_unit_f32(row);
         }
         noise
@@ -38,8 +41,10 @@ impl StepRandomness {
         (0..n_views)
             .map(|view| {
                 let rows = noise.chunks_exact(n_views * n_patches);
-                let of_view: Vec<f32> =
-                    rows.flat_map(|row| &row[view * n_patches..(view + 1) * n_patches]).copied().collect();
+                let of_view: Vec<f32> = rows
+                    .flat_map(|row| &row[view * n_patches..(view + 1) * n_patches])
+                    .copied()
+                    .collect();
                 random_masking(&of_view, n_patches, mask_ratio)
             })
             .collect()
@@ -53,10 +58,15 @@ impl StepRandomness {
 /// [`Error::NothingKept`] if that is 0; [`Error::Config`] if the ratio is not in `[0, 1)`.
 pub fn n_kept(n_patches: usize, mask_ratio: f64) -> Result<usize> {
     if !(0.0..1.0).contains(&mask_ratio) {
-        return Err(Error::Config(format!("mask_ratio is {mask_ratio}, expected 0 <= mask_ratio < 1")));
+        return Err(Error::Config(format!(
+            "mask_ratio is {mask_ratio}, expected 0 <= mask_ratio < 1"
+        )));
     }
     match (n_patches as f64 * (1.0 - mask_ratio)) as usize {
-        0 => Err(Error::NothingKept { mask_ratio, n_patches }),
+        0 => Err(Error::NothingKept {
+            mask_ratio,
+            n_patches,
+        }),
         n => Ok(n),
     }
 }
@@ -94,7 +104,10 @@ pub fn random_masking(noise: &[f32], n_patches: usize, mask_ratio: f64) -> Resul
     let batch = noise.len() / n_patches;
     let mut ids_keep = Vec::with_capacity(batch * n_kept);
     let mut ids_restore = vec![0u32; noise.len()];
-    for (row, restore) in noise.chunks_exact(n_patches).zip(ids_restore.chunks_exact_mut(n_patches)) {
+    for (row, restore) in noise
+        .chunks_exact(n_patches)
+        .zip(ids_restore.chunks_exact_mut(n_patches))
+    {
         let mut ids_shuffle: Vec<u32> = (0..n_patches as u32).collect();
         ids_shuffle.sort_by(|&a, &b| row[a as usize].total_cmp(&row[b as usize]));
         for (place, &id) in ids_shuffle.iter().enumerate() {
@@ -102,7 +115,13 @@ pub fn random_masking(noise: &[f32], n_patches: usize, mask_ratio: f64) -> Resul
         }
         ids_keep.extend_from_slice(&ids_shuffle[..n_kept]);
     }
-    Ok(Masking { batch, n_patches, n_kept, ids_keep, ids_restore })
+    Ok(Masking {
+        batch,
+        n_patches,
+        n_kept,
+        ids_keep,
+        ids_restore,
+    })
 }
 
 impl Masking {
@@ -131,8 +150,17 @@ impl Masking {
     /// # Errors
     /// If the device is out of memory.
     pub fn mask(&self, dtype: DType, device: &Device) -> Result<Tensor> {
-        let mask: Vec<f32> =
-            self.ids_restore.iter().map(|&place| if (place as usize) < self.n_kept { 0.0 } else { 1.0 }).collect();
+        let mask: Vec<f32> = self
+            .ids_restore
+            .iter()
+            .map(|&place| {
+                if (place as usize) < self.n_kept {
+                    0.0
+                } else {
+                    1.0
+                }
+            })
+            .collect();
         Ok(Tensor::from_vec(mask, (self.batch, self.n_patches), device)?.to_dtype(dtype)?)
     }
 
@@ -157,7 +185,9 @@ impl Masking {
             .collect();
         let rows = Tensor::from_vec(rows, self.ids_keep.len(), patches.device())?;
         let flat = patches.reshape((batch * n_patches, width))?;
-        Ok(flat.index_select(&rows, 0)?.reshape((batch, self.n_kept, width))?)
+        Ok(flat
+            .index_select(&rows, 0)?
+            .reshape((batch, self.n_kept, width))?)
     }
 
     /// The rows of a table `[N, D]` that belong to the kept patches, `[B, K, D]`. Meant for constants.
@@ -166,7 +196,9 @@ impl Masking {
     /// If the table has fewer than N rows.
     pub fn gather_table(&self, table: &Tensor) -> Result<Tensor> {
         let ids = Tensor::from_slice(&self.ids_keep, self.ids_keep.len(), table.device())?;
-        Ok(table.index_select(&ids, 0)?.reshape((self.batch, self.n_kept, table.dim(1)?))?)
+        Ok(table
+            .index_select(&ids, 0)?
+            .reshape((self.batch, self.n_kept, table.dim(1)?))?)
     }
 
     /// Puts the encoded tokens back in place, with `mask_token` where a patch was removed.
@@ -190,15 +222,17 @@ impl Masking {
             });
         }
         let mut places = vec![0f32; batch * rows * columns];
-        for (matrix, restore) in
-            places.chunks_exact_mut(rows * columns).zip(self.ids_restore.chunks_exact(self.n_patches))
+        for (matrix, restore) in places
+            .chunks_exact_mut(rows * columns)
+            .zip(self.ids_restore.chunks_exact(self.n_patches))
         {
             matrix[0] = 1.0;
             for (row, &place) in matrix.chunks_exact_mut(columns).skip(1).zip(restore) {
                 row[1 + (place as usize).min(self.n_kept)] = 1.0;
             }
         }
-        let places = Tensor::from_vec(places, (batch, rows, columns), tokens.device())?.to_dtype(tokens.dtype())?;
+        let places = Tensor::from_vec(places, (batch, rows, columns), tokens.device())?
+            .to_dtype(tokens.dtype())?;
         let mask_token = mask_token.broadcast_as((batch, 1, width))?;
         Ok(places.matmul(&Tensor::cat(&[tokens, &mask_token], 1)?)?)
     }
@@ -212,35 +246,59 @@ mod tests {
 
     #[test]
     fn kept_counts_are_the_papers() {
-        for (ratio, kept) in [(0.985, 2), (0.99, 1), (0.95, 9), (0.9, 19), (0.75, 49), (0.0, 196)] {
+        for (ratio, kept) in [
+            (0.985, 2),
+            (0.99, 1),
+            (0.95, 9),
+            (0.9, 19),
+            (0.75, 49),
+            (0.0, 196),
+        ] {
             assert_eq!(n_kept(196, ratio).unwrap(), kept, "ratio {ratio}");
         }
         assert!(matches!(n_kept(16, 0.985), Err(Error::NothingKept { .. })));
         for ratio in [1.0, -0.1, f64::NAN] {
-            assert!(matches!(n_kept(196, ratio), Err(Error::Config(_))), "ratio {ratio}");
+            assert!(
+                matches!(n_kept(196, ratio), Err(Error::Config(_))),
+                "ratio {ratio}"
+            );
         }
     }
 
     #[test]
     fn a_sample_has_the_same_mask_in_any_batch() {
-        let step = |samples: &[u64]| StepRandomness { seed: 5, epoch: 2, samples: samples.to_vec() };
+        let step = |samples: &[u64]| StepRandomness {
+            seed: 5,
+            epoch: 2,
+            samples: samples.to_vec(),
+        };
         let many = step(&[10, 11, 12]).masks(2, 36, 0.75).unwrap();
         for (i, sample) in [10, 11, 12].into_iter().enumerate() {
             let alone = step(&[sample]).masks(2, 36, 0.75).unwrap();
             for view in 0..2 {
-                assert_eq!(alone[view].ids_keep(), &many[view].ids_keep()[i * 9..(i + 1) * 9]);
+                assert_eq!(
+                    alone[view].ids_keep(),
+                    &many[view].ids_keep()[i * 9..(i + 1) * 9]
+                );
             }
             assert_eq!(alone[0], step(&[sample]).masks(1, 36, 0.75).unwrap()[0]);
             assert_ne!(alone[0], alone[1]);
         }
         assert_ne!(many[0].ids_keep()[..9], many[0].ids_keep()[9..18]);
-        let later = StepRandomness { seed: 5, epoch: 3, samples: vec![10, 11, 12] };
+        let later = StepRandomness {
+            seed: 5,
+            epoch: 3,
+            samples: vec![10, 11, 12],
+        };
         assert_ne!(many, later.masks(2, 36, 0.75).unwrap());
     }
 
     #[test]
     fn noise_must_be_whole_rows() {
-        assert!(matches!(random_masking(&[0.5; 17], 16, 0.5), Err(Error::Shape { .. })));
+        assert!(matches!(
+            random_masking(&[0.5; 17], 16, 0.5),
+            Err(Error::Shape { .. })
+        ));
     }
 
     proptest! {

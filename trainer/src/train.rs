@@ -4,6 +4,7 @@
 //! counted from 1 in everything that a person reads: "after step 300" is what checkpoint `step-00000300` holds.
 
 mod clock;
+mod lock;
 mod plan;
 mod progress;
 mod watch;
@@ -21,6 +22,7 @@ use crate::checkpoint::{Checkpoints, Found, Keep, State};
 use crate::config::{TrainConfig, differences};
 use crate::device;
 use crate::error::{Error, Result};
+use crate::exchange;
 use crate::masking::StepRandomness;
 use crate::metrics::{self, MetricsLine, MetricsLog, curves};
 use crate::models::{self, Pretrain};
@@ -79,13 +81,8 @@ pub fn train_from(
     let config = &config.resolved()?;
     device::prepare_process();
     let device = device::open(&config.device)?;
-    let checkpoints = Checkpoints::open(
-        run_dir,
-        Keep {
-            last: config.run.keep_last,
-            every: config.run.keep_every,
-        },
-    )?;
+    let _lock = lock::lock(run_dir)?;
+    let checkpoints = Checkpoints::open(run_dir)?;
     let resumed = find_resumable(&checkpoints, config, progress)?;
     write_file(&run_dir.join(CONFIG_FILE), &config.to_toml()?)?; // the record of what really ran
 
@@ -111,6 +108,12 @@ pub fn train_from(
         plan.check_data(found)?;
         found.restore(&params, &mut optim)?;
         losses = Losses::from_bits(&found.state.losses);
+    } else if let Some(init) = &config.init {
+        exchange::start_from(init, &config.model, &params)?;
+        progress(&Progress::Note(&format!(
+            "starting from the weights in {}",
+            init.display()
+        )));
     }
     let start = optim.steps();
     plan.announce(config, &params, &device, start, progress);
@@ -118,9 +121,9 @@ pub fn train_from(
     let mut log = MetricsLog::open(run_dir, start)?;
     let mut grads = Gradients::new(trainable(&params));
     let mut clock = Clock::start();
-    let mut saved_at = start;
     let mut done = start;
-    while done < plan.last_step && !stop.is_requested() {
+    let mut stopping = stop.is_requested();
+    while done < plan.last_step && !stopping {
         let step = done + 1;
         let lr = plan.lr(step);
         clock.begin_step();
@@ -152,7 +155,7 @@ pub fn train_from(
         losses.push(loss.mean());
         clock.end_step(config.effective_batch(), plan.last_step - done);
 
-        if config.run.log_due(done, plan.last_step) {
+        if config.run.log_due(done, plan.total_steps) {
             let stats = loader.stats();
             let line = MetricsLine {
                 step: done,
@@ -183,7 +186,7 @@ pub fn train_from(
             eta_s: clock.eta_s(),
         }));
         if let Some((views, randomness)) =
-            shown.filter(|_| config.run.pictures_due(done, plan.last_step))
+            shown.filter(|_| config.run.pictures_due(done, plan.total_steps))
         {
             draw(
                 config,
@@ -194,36 +197,27 @@ pub fn train_from(
                 done,
             )?;
         }
-        if config
-            .run
-            .checkpoint_due(done, plan.accum_steps, plan.batches_per_epoch)
-        {
-            save(
-                &checkpoints,
-                &params,
-                &optim,
-                &loader,
-                &plan,
-                config,
-                &losses,
-                &log,
-                progress,
-            )?;
-            saved_at = done;
+        stopping = stop.is_requested();
+        if plan.checkpoint_due(done, config) || stopping {
+            log.sync()?; // what was logged before a checkpoint is on the disk when the checkpoint is
+            let losses = losses.to_bits();
+            let place = loader.state();
+            let state = State::new(
+                done,
+                place,
+                plan.batches_per_epoch,
+                config.to_toml()?,
+                losses,
+            );
+            let is_milestone = |steps| plan.is_milestone(steps, config);
+            let keep = Keep {
+                last: config.run.keep_last,
+                is_milestone: &is_milestone,
+            };
+            progress(&Progress::Saved(
+                &checkpoints.save(&params, &optim, state, keep)?,
+            ));
         }
-    }
-    if done > saved_at {
-        save(
-            &checkpoints,
-            &params,
-            &optim,
-            &loader,
-            &plan,
-            config,
-            &losses,
-            &log,
-            progress,
-        )?;
     }
 
     let lines = metrics::read(run_dir)?;
@@ -296,33 +290,6 @@ fn randomness(seed: u64, batch: &Batch) -> StepRandomness {
         epoch: batch.epoch,
         samples: batch.samples.clone(),
     }
-}
-
-/// Writes a checkpoint; everything logged before it is on the disk when it is.
-#[allow(clippy::too_many_arguments)] // the run's whole state, gathered in this one place
-fn save(
-    checkpoints: &Checkpoints,
-    params: &Params,
-    optim: &AdamW,
-    loader: &Loader,
-    plan: &Plan,
-    config: &TrainConfig,
-    losses: &Losses,
-    log: &MetricsLog,
-    progress: &mut dyn FnMut(&Progress),
-) -> Result<()> {
-    log.sync()?;
-    let batches_per_epoch = plan.batches_per_epoch;
-    let state = State::new(
-        optim.steps(),
-        loader.state(),
-        batches_per_epoch,
-        config.to_toml()?,
-        losses.to_bits(),
-    );
-    let dir = checkpoints.save(params, optim, state)?;
-    progress(&Progress::Saved(&dir));
-    Ok(())
 }
 
 /// Reconstructs the first samples of a batch, without dropout, and writes the picture.

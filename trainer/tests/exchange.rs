@@ -7,12 +7,16 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
+use pipeline::loader::LoaderState;
+use trainer::TrainConfig;
+use trainer::checkpoint::{Checkpoints, Keep, LossBits, State};
 use trainer::exchange::{
     CARD_FILE, ExportOptions, Format, IMPORT_FILE, ImportOptions, Imported, PROBE_FILE, Target,
-    checkpoint_info, export, import,
+    checkpoint_info, export, import, start_from,
 };
 use trainer::models::{self, ModelConfig, ModelKind};
 use trainer::nn::params::Params;
+use trainer::optim::{AdamW, AdamWOptions, param_groups};
 
 fn tiny(kind: ModelKind) -> ModelConfig {
     let mut config = ModelConfig {
@@ -25,7 +29,8 @@ fn tiny(kind: ModelKind) -> ModelConfig {
         decoder_embed_dim: Some(16),
         decoder_depth: Some(2),
         decoder_num_heads: Some(2),
-        mask_ratio: Some(0.75),
+        // a float that JSON alone would not bring back
+        mask_ratio: Some(0.723_456_789_012_345_7),
         ..Default::default()
     };
     config.contrastive.projector_hidden_dim = 20;
@@ -373,12 +378,15 @@ fn a_configuration_in_the_file_is_not_believed() {
     let whole = std::fs::read(dst.join("model.safetensors")).unwrap();
     let n = 8 + u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
     let header: serde_json::Value = serde_json::from_slice(&whole[8..n]).unwrap();
-    let model: serde_json::Value =
-        serde_json::from_str(header["__metadata__"]["pairquet.model"].as_str().unwrap()).unwrap();
+    let model: toml::Table = header["__metadata__"]["pairquet.model"]
+        .as_str()
+        .unwrap()
+        .parse()
+        .unwrap();
     let file = root.path().join("x.safetensors");
-    let import_with = |key: &str, value: serde_json::Value| {
+    let import_with = |key: &str, value: toml::Value| {
         let (mut header, mut model) = (header.clone(), model.clone());
-        model[key] = value;
+        model.insert(key.to_owned(), value);
         header["__metadata__"]["pairquet.model"] = model.to_string().into();
         let header = header.to_string().into_bytes();
         let bytes = [
@@ -391,25 +399,22 @@ fn a_configuration_in_the_file_is_not_believed() {
         import(&file, &ImportOptions::default())
     };
     assert!(import_with("depth", 2.into()).is_ok());
-    for (key, value) in [
-        ("depth", 9.into()),
-        ("depth", (-1).into()),
-        ("patch_size", 0.into()),
-        ("img_size", 64.into()),
-        ("num_heads", 0.into()),
-        ("decoder_num_heads", 0.into()),
-        ("decoder_embed_dim", u64::MAX.into()),
-        ("decoder_embed_dim", 65536.into()),
-        ("decoder_depth", u32::MAX.into()),
-        ("contrastive", serde_json::json!({"weight": "heavy"})),
-        ("another", 1.into()),
-    ] as [(&str, serde_json::Value); 11]
-    {
-        let text = value.to_string();
-        assert!(
-            import_with(key, value).is_err(),
-            "{key} = {text} was believed"
-        );
+    for (key, text) in [
+        ("depth", "9"),
+        ("depth", "-1"),
+        ("patch_size", "0"),
+        ("img_size", "64"),
+        ("num_heads", "0"),
+        ("decoder_num_heads", "0"),
+        ("decoder_embed_dim", "9223372036854775807"),
+        ("decoder_embed_dim", "65536"),
+        ("decoder_depth", "4294967295"),
+        ("contrastive", "{ weight = \"heavy\" }"),
+        ("another", "1"),
+    ] {
+        let table: toml::Table = format!("x = {text}").parse().unwrap();
+        let result = import_with(key, table["x"].clone());
+        assert!(result.is_err(), "{key} = {text} was believed");
     }
     let replaced = import_with("mask_ratio", 9.75.into()).unwrap();
     assert!(
@@ -450,4 +455,128 @@ fn damaged_checkpoints_never_panic() {
             drop(import(&file, &heads()));
         }
     }
+}
+
+fn saved_run(root: &Path, config: &ModelConfig, epoch: u64) -> Tensors {
+    let mut params = Params::new(11, DType::F32, &Device::Cpu);
+    models::build(config, &mut params).unwrap();
+    let trainable = params
+        .iter_trainable()
+        .map(|p| (p.name.clone(), p.var.clone()));
+    let options = AdamWOptions {
+        beta1: 0.9,
+        beta2: 0.95,
+    };
+    let optim = AdamW::new(param_groups(trainable, 0.05), options).unwrap();
+    let experiment = TrainConfig {
+        model: config.clone(),
+        ..Default::default()
+    };
+    let state = State::new(
+        30,
+        LoaderState { epoch, batch: 1 },
+        10,
+        experiment.to_toml().unwrap(),
+        LossBits::default(),
+    );
+    let keep = Keep {
+        last: 1,
+        is_milestone: &|_| false,
+    };
+    Checkpoints::open(root)
+        .unwrap()
+        .save(&params, &optim, state, keep)
+        .unwrap();
+    params
+        .iter()
+        .map(|p| (p.name.clone(), p.var.as_tensor().clone()))
+        .collect()
+}
+
+#[test]
+fn a_runs_checkpoint_is_exported_from_the_runs_folder() {
+    let root = tempfile::tempdir().unwrap();
+    let run = root.path().join("run");
+    std::fs::create_dir(&run).unwrap();
+    let config = tiny(ModelKind::Siamese);
+    let tensors = saved_run(&run, &config, 3);
+    let dst = root.path().join("out");
+    let report = export(
+        &run,
+        &dst,
+        &ExportOptions {
+            to: Target::Torch,
+            probe: true,
+        },
+    )
+    .unwrap();
+    assert_eq!(report.model, config);
+    assert_eq!(
+        report.files[1].name, "checkpoint-2.pth",
+        "epoch 3 is not over"
+    );
+    let back = import(&dst.join("model.safetensors"), &ImportOptions::default()).unwrap();
+    assert_eq!((back.epoch, &back.model), (Some(2), &config));
+    assert_same(&tensors, &back.tensors(), &[]);
+
+    let model = run.join("checkpoints/step-00000030/model.safetensors");
+    let mut bytes = std::fs::read(&model).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&model, bytes).unwrap();
+    let again = export(
+        &run,
+        &root.path().join("b"),
+        &ExportOptions {
+            to: Target::Torch,
+            probe: false,
+        },
+    );
+    assert!(again.unwrap_err().to_string().contains("CRC-32C"));
+    assert!(!root.path().join("b").exists());
+}
+
+#[test]
+fn a_run_starts_from_an_import_of_its_own_shape_alone() {
+    let root = tempfile::tempdir().unwrap();
+    let (dir, tensors, imported) = checkpoint(root.path(), ModelKind::Siamese);
+    let build = |config: &ModelConfig| {
+        let mut params = Params::new(99, DType::F32, &Device::Cpu);
+        models::build(config, &mut params).unwrap();
+        params
+    };
+    let params = build(&imported.model);
+    start_from(&dir, &imported.model, &params).unwrap();
+    let got = params
+        .iter()
+        .map(|p| (p.name.clone(), p.var.as_tensor().clone()))
+        .collect();
+    assert_same(&tensors, &got, &[]);
+
+    let heads = ModelConfig {
+        num_heads: Some(6),
+        ..imported.model.clone()
+    };
+    let message = start_from(&dir, &heads, &build(&heads))
+        .unwrap_err()
+        .to_string();
+    assert!(message.contains("num_heads = 3"), "{message}");
+    let deeper = ModelConfig {
+        depth: Some(3),
+        ..imported.model.clone()
+    };
+    let message = start_from(&dir, &deeper, &build(&deeper))
+        .unwrap_err()
+        .to_string();
+    assert!(message.contains("blocks.2.norm1.weight"), "{message}");
+
+    let mut bytes = std::fs::read(dir.join("model.safetensors")).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(dir.join("model.safetensors"), bytes).unwrap();
+    let message = start_from(&dir, &imported.model, &params)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        message.contains("is not the file that was written"),
+        "{message}"
+    );
 }

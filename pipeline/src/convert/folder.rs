@@ -1,5 +1,8 @@
 //! Class folders: which part of a tree is meant, and which class each file is of.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+
 use super::classes::Classes;
 use super::error::{Error, Result};
 use super::source::{Ignored, Item, Listing, split_extension};
@@ -63,15 +66,31 @@ pub(crate) fn class_folders(
                 .filter_map(|entry| class_of(&entry.path[skip_bytes..])),
         )?,
     };
+    let top = entries
+        .first()
+        .map_or("", |entry| &entry.path[..skip_bytes]);
+    let root = tree.root.join(top);
+    let mut extensions: HashMap<String, Arc<str>> = HashMap::new();
     let item = |entry: Entry| -> Result<Item> {
-        let path = &entry.path[skip_bytes..];
-        let label = class_of(path)
+        let mut path = entry.path;
+        path.drain(..skip_bytes);
+        let label = class_of(&path)
             .map(|class| classes.label(class))
             .transpose()?;
-        let (key, extension) = split_extension(path);
+        let (key, extension) = split_extension(&path);
+        let extension = match extensions.get(extension) {
+            Some(known) => Arc::clone(known),
+            None => {
+                let shared: Arc<str> = extension.into();
+                extensions.insert(extension.to_owned(), Arc::clone(&shared));
+                shared
+            }
+        };
+        path.truncate(key.len());
         Ok(Item {
-            key: key.into(),
-            extension: extension.into(),
+            // Key and path share their memory: there may be millions.
+            key: path.into(),
+            extension,
             label,
             place: entry.place,
             bytes: entry.bytes,
@@ -82,7 +101,7 @@ pub(crate) fn class_folders(
         .map(item)
         .collect::<Result<Vec<Item>>>()?;
     Listing::new(
-        tree.root,
+        root,
         tree.archives,
         items,
         classes.into_names(),
@@ -167,7 +186,7 @@ fn strip_top(entries: &mut Vec<Entry>, split: &str, ignored: &mut Ignored) -> us
 
 #[cfg(test)]
 mod tests {
-    use std::path::{Path, PathBuf};
+    use std::path::PathBuf;
 
     use super::*;
     use crate::convert::source::Place;
@@ -175,7 +194,7 @@ mod tests {
     fn list(split: &str, paths: &[&str]) -> Result<Listing> {
         let entry = |path: &&str| Entry {
             path: (*path).into(),
-            place: Place::File(Path::new(path).into()),
+            place: Place::Named,
             bytes: 1,
         };
         let entries = paths.iter().map(entry).collect();

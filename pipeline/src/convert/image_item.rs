@@ -4,8 +4,8 @@ use shards::ImageRow;
 
 use super::error::{Error, Result};
 use super::options::{Check, ImagenetOptions};
-use super::outcome::{Outcome, Scratch, fault, file_name, pixels};
-use super::source::{Item, Listing, Place};
+use super::outcome::{Outcome, Scratch, fault, pixels};
+use super::source::{Item, Listing, Place, file_name};
 use crate::codec::{
     CodecError, ImageFormat, ImageInfo, Rgb8Image, decode_rgb8, encode_rgb8, probe,
 };

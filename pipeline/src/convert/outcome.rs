@@ -82,8 +82,3 @@ pub(crate) fn fault(error: &CodecError) -> Option<&'static str> {
 pub(crate) fn pixels(side: u32) -> i32 {
     i32::try_from(side).unwrap_or(i32::MAX)
 }
-
-/// Key and ending as one file name.
-pub(crate) fn file_name(item: &Item) -> String {
-    format!("{}{}", item.key, item.extension)
-}

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use shards::ClassName;
 
@@ -15,8 +15,8 @@ use super::error::{Error, Result};
 pub(crate) struct Item {
     /// Unique; what the shard's row is called.
     pub key: Box<str>,
-    /// Ending of the file name, dot included; may be empty.
-    pub extension: Box<str>,
+    /// Ending of the file name, dot included; may be empty. Shared: there are few, and millions of items.
+    pub extension: Arc<str>,
     pub label: Option<i32>,
     pub place: Place,
     /// Size in bytes.
@@ -26,7 +26,9 @@ pub(crate) struct Item {
 /// Where an item's bytes lie.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Place {
-    /// A file of its own, relative to the source's root or absolute.
+    /// A file of its own, called as its key and ending under the listing's root; saves the memory of a path.
+    Named,
+    /// A file of its own, relative to the listing's root or absolute.
     File(Box<Path>),
     /// A stretch of an archive, which is an index into [`Listing::archives`].
     Member { archive: u32, offset: u64 },
@@ -58,17 +60,13 @@ impl Listing {
         items.sort_unstable_by(|a, b| (&a.key, &a.extension).cmp(&(&b.key, &b.extension)));
         if let Some(pair) = items.windows(2).find(|pair| pair[0].key == pair[1].key) {
             let name = |item: &Item| match &item.place {
+                Place::Named => file_name(item),
                 Place::File(path) | Place::Absent(path) => path.display().to_string(),
                 Place::Member { archive, .. } => {
                     let archive = archives
                         .get(*archive as usize)
                         .map(|a| a.path.display().to_string());
-                    format!(
-                        "{}{} in {}",
-                        item.key,
-                        item.extension,
-                        archive.unwrap_or_default()
-                    )
+                    format!("{} in {}", file_name(item), archive.unwrap_or_default())
                 }
             };
             return Err(Error::DuplicateKey {
@@ -89,6 +87,7 @@ impl Listing {
     /// Path of an item's own file; `None` for a member of an archive and for what is absent.
     pub fn path(&self, item: &Item) -> Option<PathBuf> {
         match &item.place {
+            Place::Named => Some(self.root.join(file_name(item))),
             Place::File(path) => Some(self.root.join(path)),
             Place::Member { .. } | Place::Absent(_) => None,
         }
@@ -101,8 +100,8 @@ impl Listing {
     /// [`Error::Read`] if the system fails, [`Error::Changed`] if the file is not as long as it was listed.
     pub fn read(&self, item: &Item) -> Result<Vec<u8>> {
         match &item.place {
-            Place::File(path) => {
-                let path = self.root.join(path);
+            Place::Named | Place::File(_) => {
+                let path = self.path(item).unwrap_or_default();
                 let bytes = std::fs::read(&path).map_err(|source| Error::Read {
                     path: path.clone(),
                     source,
@@ -130,6 +129,11 @@ impl Listing {
             }),
         }
     }
+}
+
+/// Key and ending as one file name.
+pub(crate) fn file_name(item: &Item) -> String {
+    format!("{}{}", item.key, item.extension)
 }
 
 /// A tar file that is read in place.

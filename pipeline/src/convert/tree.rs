@@ -123,7 +123,7 @@ fn walk_folder(tree: &mut Tree, tars: Tars) -> Result<()> {
                 continue;
             }
         }
-        let place = Place::File(relative.into());
+        let place = Place::Named;
         tree.entries.push(Entry {
             path: name.to_owned(),
             place,

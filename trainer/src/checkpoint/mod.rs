@@ -47,12 +47,12 @@ pub const STATE_FILE: &str = "state.json";
 const TEMP_PREFIX: &str = ".tmp-";
 
 /// Which older checkpoints stay.
-#[derive(Clone, Copy, Debug)]
-pub struct Keep {
+#[derive(Clone, Copy)]
+pub struct Keep<'a> {
     /// This many of the newest.
     pub last: usize,
-    /// And every one whose step is a multiple of this.
-    pub every: Option<u64>,
+    /// And every one whose step is a milestone.
+    pub is_milestone: &'a dyn Fn(u64) -> bool,
 }
 
 /// A checkpoint that was found whole.
@@ -68,12 +68,11 @@ pub struct Found {
 #[derive(Debug)]
 pub struct Checkpoints {
     root: PathBuf,
-    keep: Keep,
 }
 
 impl Checkpoints {
     /// Opens (and makes) the checkpoint folder of a run and removes what a kill left half-written there.
-    pub fn open(run_dir: &Path, keep: Keep) -> Result<Self> {
+    pub fn open(run_dir: &Path) -> Result<Self> {
         let root = run_dir.join(CHECKPOINTS_DIR);
         fs::create_dir_all(&root).map_err(Error::io(&root))?;
         for name in names(&root)? {
@@ -81,7 +80,7 @@ impl Checkpoints {
                 remove(&root.join(name))?;
             }
         }
-        Ok(Self { root, keep })
+        Ok(Self { root })
     }
 
     /// The newest checkpoint that is whole, and a sentence for each newer one that is not. `None` for a run without
@@ -110,7 +109,13 @@ impl Checkpoints {
     /// Writes a checkpoint, points `latest` at it, removes those that need not stay, and returns its folder.
     ///
     /// * `state`: its checksums are filled in here.
-    pub fn save(&self, params: &Params, optim: &AdamW, mut state: State) -> Result<PathBuf> {
+    pub fn save(
+        &self,
+        params: &Params,
+        optim: &AdamW,
+        mut state: State,
+        keep: Keep,
+    ) -> Result<PathBuf> {
         let name = dir_name(state.step);
         let temp = self.root.join(format!("{TEMP_PREFIX}{name}"));
         remove(&temp)?;
@@ -138,7 +143,7 @@ impl Checkpoints {
         fs::rename(&temp, &dir).map_err(Error::io(&dir))?;
         remove(&replaced)?;
         self.point_latest_at(&name)?;
-        self.prune()?;
+        self.prune(keep)?;
         Ok(dir)
     }
 
@@ -156,14 +161,10 @@ impl Checkpoints {
     }
 
     /// Removes by renaming first, so that a kill leaves no checkpoint that is only partly there.
-    fn prune(&self) -> Result<()> {
+    fn prune(&self, keep: Keep) -> Result<()> {
         let all = self.list()?;
-        for (step, dir) in &all[..all.len().saturating_sub(self.keep.last)] {
-            if self
-                .keep
-                .every
-                .is_some_and(|every| step.is_multiple_of(every))
-            {
+        for (step, dir) in &all[..all.len().saturating_sub(keep.last)] {
+            if (keep.is_milestone)(*step) {
                 continue;
             }
             let doomed = self.root.join(format!("{TEMP_PREFIX}removed-{step}"));

@@ -7,7 +7,7 @@ use crate::optim::{AdamWOptions, Gradients, param_groups};
 
 const KEEP: Keep = Keep {
     last: 2,
-    every: None,
+    is_milestone: &|_| false,
 };
 
 fn setup(seed: u64) -> (Params, AdamW) {
@@ -80,11 +80,13 @@ fn values(params: &Params) -> Vec<Vec<f32>> {
 /// Saves at steps 1 to `n`, one optimizer step apart.
 fn saved(n: u64) -> (tempfile::TempDir, Checkpoints, Params, AdamW) {
     let dir = tempfile::tempdir().unwrap();
-    let checkpoints = Checkpoints::open(dir.path(), KEEP).unwrap();
+    let checkpoints = Checkpoints::open(dir.path()).unwrap();
     let (params, mut optim) = setup(1);
     for number in 1..=n {
         step(&params, &mut optim);
-        checkpoints.save(&params, &optim, state(number)).unwrap();
+        checkpoints
+            .save(&params, &optim, state(number), KEEP)
+            .unwrap();
     }
     (dir, checkpoints, params, optim)
 }
@@ -118,17 +120,15 @@ fn the_same_state_gives_the_same_bytes() {
 
 #[test]
 fn only_what_should_stay_stays_and_latest_points_at_the_newest() {
-    let (dir, _, params, optim) = saved(1);
-    let checkpoints = Checkpoints::open(
-        dir.path(),
-        Keep {
-            last: 2,
-            every: Some(4),
-        },
-    )
-    .unwrap();
+    let (dir, checkpoints, params, optim) = saved(1);
+    let keep = Keep {
+        last: 2,
+        is_milestone: &|step| step == 4,
+    };
     for number in 2..=7 {
-        checkpoints.save(&params, &optim, state(number)).unwrap();
+        checkpoints
+            .save(&params, &optim, state(number), keep)
+            .unwrap();
     }
     let mut left = names(&dir.path().join(CHECKPOINTS_DIR)).unwrap();
     left.sort();
@@ -154,7 +154,7 @@ fn only_what_should_stay_stays_and_latest_points_at_the_newest() {
 fn saving_the_same_step_again_replaces_it() {
     let (_dir, checkpoints, params, mut optim) = saved(1);
     step(&params, &mut optim);
-    checkpoints.save(&params, &optim, state(1)).unwrap();
+    checkpoints.save(&params, &optim, state(1), KEEP).unwrap();
     let found = checkpoints.newest().unwrap().0.unwrap();
     let (other, mut other_optim) = setup(9);
     found.restore(&other, &mut other_optim).unwrap();
@@ -215,7 +215,7 @@ fn nothing_whole_is_an_error_and_nothing_at_all_is_a_fresh_start() {
     );
     let empty = tempfile::tempdir().unwrap();
     assert!(
-        Checkpoints::open(empty.path(), KEEP)
+        Checkpoints::open(empty.path())
             .unwrap()
             .newest()
             .unwrap()
@@ -231,7 +231,7 @@ fn what_a_kill_left_half_written_is_ignored_and_removed() {
     fs::create_dir(&half).unwrap();
     fs::write(half.join(MODEL_FILE), b"half").unwrap();
     fs::write(checkpoints.root.join(".tmp-latest"), b"step").unwrap();
-    let checkpoints = Checkpoints::open(dir.path(), KEEP).unwrap();
+    let checkpoints = Checkpoints::open(dir.path()).unwrap();
     assert_eq!(checkpoints.newest().unwrap().0.unwrap().state.step, 1);
     let mut left = names(&checkpoints.root).unwrap();
     left.sort();

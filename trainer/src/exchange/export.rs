@@ -6,11 +6,12 @@ use std::path::Path;
 use candle_core::Device;
 use serde_json::json;
 
-use super::folder::{CheckpointInfo, MODEL_FILE, NewFolder, checkpoint_info, write_json};
+use super::folder::{self, CheckpointInfo, NewFolder, model_to_toml, write_json};
 use super::foreign::{Foreign, Format};
 use super::import::{EPOCH_KEY, MODEL_KEY};
 use super::names::{Tensors, is_encoder, to_hugging_face};
 use super::{NORMALISATION, probe, safetensors_file, sha256_of, torch_file};
+use crate::checkpoint::MODEL_FILE;
 use crate::error::{Error, Result};
 use crate::models::{ModelConfig, ModelKind};
 
@@ -79,14 +80,16 @@ pub struct ExportReport {
     pub left_out: Vec<String>,
 }
 
-/// Writes the checkpoint in folder `checkpoint_dir` (a run's or an imported one) to the new folder `dst`, which appears
-/// when it is whole. Bytes depend on the checkpoint and the options alone.
+/// Writes a checkpoint to the new folder `dst`, which appears when it is whole. Bytes depend on the checkpoint and the
+/// options alone.
+///
+/// * `checkpoint_dir`: a checkpoint's folder, a run's or an imported one, or a run's folder for its newest.
 ///
 /// # Errors
 /// [`Error::Checkpoint`] if the checkpoint cannot be read or `dst` is there already and not empty; [`Error::Io`].
 pub fn export(checkpoint_dir: &Path, dst: &Path, options: &ExportOptions) -> Result<ExportReport> {
-    let info = checkpoint_info(checkpoint_dir)?;
-    let source = checkpoint_dir.join(MODEL_FILE);
+    let (dir, info) = folder::open(checkpoint_dir)?;
+    let source = dir.join(MODEL_FILE);
     let (source_sha256, _) = sha256_of(&source)?;
     let whole: Tensors = Foreign::read(&source, Format::Safetensors, false)?
         .tensors
@@ -112,11 +115,13 @@ pub fn export(checkpoint_dir: &Path, dst: &Path, options: &ExportOptions) -> Res
     match options.to {
         Target::Timm => {}
         Target::Torch => {
-            let epoch = info.epoch.unwrap_or_default();
             // the reference's name; its loaders read the epoch from the file
-            let name = format!("checkpoint-{epoch}.pth");
+            let name = match info.epoch {
+                Some(epoch) => format!("checkpoint-{epoch}.pth"),
+                None => "checkpoint.pth".to_owned(),
+            };
             let tensors = renamed.iter().map(|(name, tensor)| (name.as_str(), tensor));
-            torch_file::write(&folder.path(&name), tensors, epoch)?;
+            torch_file::write(&folder.path(&name), tensors, info.epoch)?;
             names.push(name);
         }
         Target::HuggingFace => {
@@ -158,7 +163,7 @@ pub fn export(checkpoint_dir: &Path, dst: &Path, options: &ExportOptions) -> Res
 fn metadata(info: &CheckpointInfo) -> Result<BTreeMap<String, String>> {
     let mut metadata = BTreeMap::from([
         ("format".to_owned(), "pt".to_owned()),
-        (MODEL_KEY.to_owned(), model_json(&info.model)?.to_string()),
+        (MODEL_KEY.to_owned(), model_to_toml(&info.model)?),
     ]);
     if let Some(epoch) = info.epoch {
         metadata.insert(EPOCH_KEY.to_owned(), epoch.to_string());

@@ -3,20 +3,18 @@
 //! A run's checkpoint has `state.json`; one that was imported has `import.json` in its place, because it belongs to no
 //! run here. Both have `model.safetensors`.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::checkpoint::{FileSum, MODEL_FILE, STATE_FILE, State, locate};
 use crate::error::{Error, Result};
 use crate::models::ModelConfig;
 
 /// Beside the tensors of an imported checkpoint: what it is and where it came from.
 pub const IMPORT_FILE: &str = "import.json";
-
-pub(super) const MODEL_FILE: &str = "model.safetensors";
-pub(super) const OPTIM_FILE: &str = "optim.safetensors";
-const STATE_FILE: &str = "state.json";
 
 /// The file that a checkpoint was imported from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,7 +32,7 @@ pub struct Source {
 pub struct CheckpointInfo {
     /// The model, every size written out.
     pub model: ModelConfig,
-    /// Epoch: for a run's checkpoint that of the next batch, for an imported one the last that was trained.
+    /// The last epoch that was trained to its end, counted from 0.
     pub epoch: Option<u64>,
     /// Optimizer steps made.
     pub step: Option<u64>,
@@ -50,30 +48,87 @@ pub(super) struct ImportCard {
     /// Version of the program that wrote it.
     pub program: String,
     pub source: Source,
-    pub model: ModelConfig,
+    /// The model's configuration as TOML: a float read from JSON is not always the one that was written.
+    pub model: String,
     pub epoch: Option<u64>,
     /// Optimizer steps made, where the optimizer's state came along.
     pub step: Option<u64>,
     pub notes: Vec<String>,
+    /// Size and checksum of the other files, by name.
+    pub files: BTreeMap<String, FileSum>,
 }
 
 /// Version of `import.json`.
 pub(super) const IMPORT_FORMAT: u32 = 1;
 
-/// Reads what a checkpoint folder says about itself, a run's or an imported one.
+/// Finds the checkpoint that `path` means (as [`locate`]), checks every byte of its files and reads what it says about
+/// itself. Returns its folder too.
+///
+/// # Errors
+/// [`Error::Checkpoint`] if there is none or it is damaged.
+pub(super) fn open(path: &Path) -> Result<(PathBuf, CheckpointInfo)> {
+    let dir = locate(path)?;
+    let files = match read_card(&dir)? {
+        None => State::read_verified(&dir)?.files,
+        Some(card) => {
+            for (name, expected) in &card.files {
+                let path = dir.join(name);
+                if FileSum::of(&path)? != *expected {
+                    let problem =
+                        format!("is not the file that was written, expected {expected:?}");
+                    return Err(Error::Checkpoint { path, problem });
+                }
+            }
+            card.files
+        }
+    };
+    if !files.contains_key(MODEL_FILE) {
+        let problem = format!("does not name {MODEL_FILE} among its files");
+        return Err(Error::Checkpoint { path: dir, problem });
+    }
+    let info = checkpoint_info(&dir)?;
+    Ok((dir, info))
+}
+
+/// `import.json`, if the folder has one.
+fn read_card(dir: &Path) -> Result<Option<ImportCard>> {
+    let path = dir.join(IMPORT_FILE);
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let text = fs::read(&path).map_err(Error::io(&path))?;
+    let card: ImportCard = serde_json::from_slice(&text).map_err(|source| Error::Json {
+        path: path.clone(),
+        source,
+    })?;
+    if card.format != IMPORT_FORMAT {
+        let problem = format!("has format {}, expected {IMPORT_FORMAT}", card.format);
+        return Err(Error::Checkpoint { path, problem });
+    }
+    Ok(Some(card))
+}
+
+/// A model's configuration as TOML.
+pub(super) fn model_to_toml(model: &ModelConfig) -> Result<String> {
+    toml::to_string(model).map_err(|e| Error::ConfigSyntax(e.to_string()))
+}
+
+/// What [`model_to_toml`] wrote; a sentence if it is not.
+pub(super) fn model_from_toml(text: &str) -> Result<ModelConfig, String> {
+    toml::from_str(text).map_err(|e| format!("model: {}", e.to_string().trim_end()))
+}
+
+/// Reads what a checkpoint folder says about itself, a run's or an imported one; looks at no tensor.
 ///
 /// # Errors
 /// [`Error::Checkpoint`] if it is neither, or its configuration cannot be read.
 pub fn checkpoint_info(dir: &Path) -> Result<CheckpointInfo> {
-    let import = dir.join(IMPORT_FILE);
-    if import.is_file() {
-        let text = fs::read(&import).map_err(Error::io(&import))?;
-        let card: ImportCard = serde_json::from_slice(&text).map_err(|source| Error::Json {
-            path: import,
-            source,
-        })?;
+    if let Some(card) = read_card(dir)? {
         return Ok(CheckpointInfo {
-            model: card.model,
+            model: model_from_toml(&card.model).map_err(|problem| Error::Checkpoint {
+                path: dir.join(IMPORT_FILE),
+                problem,
+            })?,
             epoch: card.epoch,
             step: card.step,
             source: Some(card.source),
@@ -114,7 +169,10 @@ pub fn checkpoint_info(dir: &Path) -> Result<CheckpointInfo> {
     let size = model.sizes().img_size;
     Ok(CheckpointInfo {
         model: model.resolved(size)?,
-        epoch: state["loader"]["epoch"].as_u64(),
+        // the loader stands at the batch to come, so its epoch is not over
+        epoch: state["loader"]["epoch"]
+            .as_u64()
+            .and_then(|epoch| epoch.checked_sub(1)),
         step: state["step"].as_u64(),
         source: None,
     })
@@ -254,7 +312,7 @@ mod tests {
         let info = checkpoint_info(dir.path()).unwrap();
         assert_eq!(
             (info.epoch, info.step, info.source),
-            (Some(3), Some(12), None)
+            (Some(2), Some(12), None)
         );
         assert_eq!(
             (info.model.img_size, info.model.embed_dim),

@@ -6,17 +6,19 @@ use std::path::Path;
 use candle_core::{DType, Device};
 
 use super::folder::{
-    IMPORT_FILE, IMPORT_FORMAT, ImportCard, MODEL_FILE, NewFolder, OPTIM_FILE, Source, write_json,
+    IMPORT_FILE, IMPORT_FORMAT, ImportCard, NewFolder, Source, model_from_toml, model_to_toml,
+    write_json,
 };
 use super::foreign::{Foreign, Format};
 use super::moments::OptimizerState;
 use super::names::{Tensors, from_hugging_face, is_encoder, is_hugging_face};
 use super::{safetensors_file, sha256_of, sizes};
+use crate::checkpoint::{FileSum, MODEL_FILE, OPTIM_FILE};
 use crate::error::{Error, Result};
 use crate::models::{self, ModelConfig, ModelKind};
 use crate::nn::params::Params;
 
-/// Metadata entry in which an export keeps its model's configuration.
+/// Metadata entry in which an export keeps its model's configuration, as TOML.
 pub(super) const MODEL_KEY: &str = "pairquet.model";
 /// Metadata entry in which an export keeps its epoch.
 pub(super) const EPOCH_KEY: &str = "pairquet.epoch";
@@ -131,13 +133,11 @@ pub fn import(file: &Path, options: &ImportOptions) -> Result<Imported> {
     drop_heads(&mut tensors, &mut notes);
     to_f32(&mut tensors, &mut notes).map_err(in_file)?;
 
-    let base = foreign
-        .metadata
-        .get(MODEL_KEY)
-        .map(|text| serde_json::from_str::<ModelConfig>(text));
+    let base = foreign.metadata.get(MODEL_KEY);
+    let base = base.map(|text| model_from_toml(text));
     let base = base
         .transpose()
-        .map_err(|e| damaged(format!("metadata {MODEL_KEY}: {e}")))?;
+        .map_err(|problem| damaged(format!("metadata {MODEL_KEY}: {problem}")))?;
     let told = sizes::Told {
         kind: options.kind,
         num_heads: options.num_heads,
@@ -287,8 +287,12 @@ impl Imported {
     pub fn write(&self, dst: &Path) -> Result<()> {
         let folder = NewFolder::create(dst)?;
         let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-        let write = |name: &str, tensors: &Tensors| {
-            safetensors_file::write(&folder.path(name), tensors, &metadata)
+        let mut files = BTreeMap::new();
+        let mut write = |name: &str, tensors: &Tensors| -> Result<()> {
+            let path = folder.path(name);
+            safetensors_file::write(&path, tensors, &metadata)?;
+            files.insert(name.to_owned(), FileSum::of(&path)?);
+            Ok(())
         };
         write(MODEL_FILE, &self.tensors())?;
         if let Some(state) = &self.optimizer {
@@ -297,10 +301,9 @@ impl Imported {
                 ("exp_avg_sq", &state.exp_avg_sq),
             ];
             let named = |(kind, tensors): (&str, &Tensors)| {
-                tensors
-                    .iter()
-                    .map(|(name, tensor)| (format!("{kind}.{name}"), tensor.clone()))
-                    .collect::<Vec<_>>()
+                let name = |name: &String| format!("{kind}.{name}");
+                let named = tensors.iter().map(|(n, tensor)| (name(n), tensor.clone()));
+                named.collect::<Vec<_>>()
             };
             write(OPTIM_FILE, &moments.into_iter().flat_map(named).collect())?;
         }
@@ -308,10 +311,11 @@ impl Imported {
             format: IMPORT_FORMAT,
             program: env!("CARGO_PKG_VERSION").to_owned(),
             source: self.source.clone(),
-            model: self.model.clone(),
+            model: model_to_toml(&self.model)?,
             epoch: self.epoch,
             step: self.optimizer.as_ref().map(|state| state.steps),
             notes: self.notes.clone(),
+            files,
         };
         write_json(&folder.path(IMPORT_FILE), &card)?;
         folder.commit()

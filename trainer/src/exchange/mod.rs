@@ -9,6 +9,7 @@
 //! - `names`: what parameters are called elsewhere.
 //! - `foreign`: any file as named tensors. `sizes`: the model's sizes out of their shapes.
 //! - `import`, `moments`: the model, and AdamW's state. `folder`: the checkpoint folder.
+//!   `start`: a run's beginning from one.
 //! - `export`: the way out, with `safetensors_file` and `torch_file`; `probe`: input and features to check it by.
 //!
 //! Invariants: nothing that a file contains is executed. A file is input: whatever is wrong with it is an
@@ -26,6 +27,7 @@ mod probe;
 mod pth;
 mod safetensors_file;
 mod sizes;
+mod start;
 mod torch_file;
 
 pub use export::{
@@ -35,6 +37,7 @@ pub use folder::{CheckpointInfo, IMPORT_FILE, Source, checkpoint_info};
 pub use foreign::Format;
 pub use import::{ImportOptions, Imported, import};
 pub use moments::OptimizerState;
+pub use start::start_from;
 
 use std::path::Path;
 

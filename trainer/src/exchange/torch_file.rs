@@ -16,14 +16,14 @@ use crate::error::{Error, Result};
 const ALIGNMENT: u16 = 64;
 const FOLDER: &str = "checkpoint";
 
-/// Writes f32 tensors on the CPU, in their order, and `epoch` to a new file.
+/// Writes f32 tensors on the CPU, in their order, and `epoch`, if known, to a new file.
 ///
 /// # Errors
 /// [`Error::Parameter`] for a tensor that is not f32, [`Error::Checkpoint`] if the file cannot be written.
 pub(super) fn write<'a>(
     path: &Path,
     tensors: impl Iterator<Item = (&'a str, &'a Tensor)>,
-    epoch: u64,
+    epoch: Option<u64>,
 ) -> Result<()> {
     let mut pickle = vec![0x80, 2, b'}', b'('];
     text(&mut pickle, "model");
@@ -48,8 +48,10 @@ pub(super) fn write<'a>(
         );
     }
     pickle.push(b'u');
-    text(&mut pickle, "epoch");
-    integer(&mut pickle, epoch);
+    if let Some(epoch) = epoch {
+        text(&mut pickle, "epoch");
+        integer(&mut pickle, epoch);
+    }
     pickle.extend(b"u.");
 
     write_zip(path, &pickle, &storages).map_err(|problem| Error::Checkpoint {

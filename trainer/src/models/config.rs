@@ -256,9 +256,15 @@ impl ModelConfig {
     pub fn resolved(&self, data_size: usize) -> Result<ModelConfig> {
         let img_size = self.img_size.unwrap_or(data_size);
         if img_size != data_size {
-            return Err(Error::Config(format!("model.img_size is {img_size}, expected data.size, which is {data_size}")));
+            return Err(Error::Config(format!(
+                "model.img_size is {img_size}, expected data.size, which is {data_size}"
+            )));
         }
-        let sizes = ModelConfig { img_size: Some(img_size), ..self.clone() }.sizes();
+        let sizes = ModelConfig {
+            img_size: Some(img_size),
+            ..self.clone()
+        }
+        .sizes();
         let resolved = ModelConfig {
             img_size: Some(sizes.img_size),
             patch_size: Some(sizes.patch_size),
@@ -281,10 +287,21 @@ impl ModelConfig {
     /// [`Error::Config`] naming the value and what was expected; [`Error::NothingKept`].
     pub fn validate(&self) -> Result<()> {
         let sizes = self.sizes();
-        let expect = |ok: bool, message: String| if ok { Ok(()) } else { Err(Error::Config(message)) };
+        let expect = |ok: bool, message: String| {
+            if ok {
+                Ok(())
+            } else {
+                Err(Error::Config(message))
+            }
+        };
         expect(
-            sizes.patch_size > 0 && sizes.img_size > 0 && sizes.img_size.is_multiple_of(sizes.patch_size),
-            format!("model.img_size is {}, expected a multiple of patch_size, {}", sizes.img_size, sizes.patch_size),
+            sizes.patch_size > 0
+                && sizes.img_size > 0
+                && sizes.img_size.is_multiple_of(sizes.patch_size),
+            format!(
+                "model.img_size is {}, expected a multiple of patch_size, {}",
+                sizes.img_size, sizes.patch_size
+            ),
         )?;
         for (part, dim, heads) in [
             ("", sizes.embed_dim, sizes.num_heads),
@@ -292,31 +309,55 @@ impl ModelConfig {
         ] {
             expect(
                 dim > 0 && heads > 0 && dim.is_multiple_of(heads) && dim.is_multiple_of(4),
-                format!("model.{part}embed_dim is {dim}, expected a multiple of 4 and of {part}num_heads, {heads}"),
+                format!(
+                    "model.{part}embed_dim is {dim}, expected a multiple of 4 and of {part}num_heads, {heads}"
+                ),
             )?;
         }
-        expect(sizes.depth > 0, "model.depth is 0, expected at least 1".to_owned())?;
-        expect(sizes.decoder_depth > 0, "model.decoder_depth is 0, expected at least 1".to_owned())?;
+        expect(
+            sizes.depth > 0,
+            "model.depth is 0, expected at least 1".to_owned(),
+        )?;
+        expect(
+            sizes.decoder_depth > 0,
+            "model.decoder_depth is 0, expected at least 1".to_owned(),
+        )?;
         let kept = n_kept(sizes.n_patches(), sizes.mask_ratio)?;
         expect(
             kept < sizes.n_patches(),
-            format!("model.mask_ratio is {}, expected one that removes at least one patch", sizes.mask_ratio),
+            format!(
+                "model.mask_ratio is {}, expected one that removes at least one patch",
+                sizes.mask_ratio
+            ),
         )?;
-        for (name, p) in [("decoder_dropout", self.decoder_dropout), ("drop_path", self.drop_path)] {
-            expect((0.0..1.0).contains(&p), format!("model.{name} is {p}, expected 0 <= {name} < 1"))?;
+        for (name, p) in [
+            ("decoder_dropout", self.decoder_dropout),
+            ("drop_path", self.drop_path),
+        ] {
+            expect(
+                (0.0..1.0).contains(&p),
+                format!("model.{name} is {p}, expected 0 <= {name} < 1"),
+            )?;
         }
         let contrastive = &self.contrastive;
         expect(
             contrastive.weight >= 0.0 && contrastive.weight.is_finite(),
-            format!("model.contrastive.weight is {}, expected at least 0", contrastive.weight),
+            format!(
+                "model.contrastive.weight is {}, expected at least 0",
+                contrastive.weight
+            ),
         )?;
         expect(
             contrastive.temperature > 0.0 && contrastive.temperature.is_finite(),
-            format!("model.contrastive.temperature is {}, expected more than 0", contrastive.temperature),
+            format!(
+                "model.contrastive.temperature is {}, expected more than 0",
+                contrastive.temperature
+            ),
         )?;
         expect(
             contrastive.projector_hidden_dim > 0 && contrastive.projector_dim > 0,
-            "model.contrastive.projector_hidden_dim and projector_dim must be more than 0".to_owned(),
+            "model.contrastive.projector_hidden_dim and projector_dim must be more than 0"
+                .to_owned(),
         )
     }
 }
@@ -328,16 +369,27 @@ mod tests {
     #[test]
     fn defaults_follow_the_method() {
         let sizes = ModelConfig::default().sizes();
-        assert_eq!((sizes.embed_dim, sizes.decoder_embed_dim, sizes.n_patches()), (384, 256, 196));
-        let mae = ModelConfig { kind: ModelKind::Mae, encoder: EncoderPreset::VitH14, ..Default::default() };
+        assert_eq!(
+            (sizes.embed_dim, sizes.decoder_embed_dim, sizes.n_patches()),
+            (384, 256, 196)
+        );
+        let mae = ModelConfig {
+            kind: ModelKind::Mae,
+            encoder: EncoderPreset::VitH14,
+            ..Default::default()
+        };
         let sizes = mae.sizes();
-        assert_eq!((sizes.patch_size, sizes.n_patches(), sizes.decoder_embed_dim), (14, 256, 512));
+        assert_eq!(
+            (sizes.patch_size, sizes.n_patches(), sizes.decoder_embed_dim),
+            (14, 256, 512)
+        );
         assert_eq!(sizes.mask_ratio, 0.75);
     }
 
     #[test]
     fn resolving_is_idempotent_and_round_trips() {
-        let config: ModelConfig = toml::from_str("kind = \"multi_view\"\nencoder = \"vit_b16\"").unwrap();
+        let config: ModelConfig =
+            toml::from_str("kind = \"multi_view\"\nencoder = \"vit_b16\"").unwrap();
         let resolved = config.resolved(224).unwrap();
         assert_eq!(resolved.mask_ratio, Some(0.8));
         assert_eq!(resolved.resolved(224).unwrap(), resolved);
@@ -348,11 +400,20 @@ mod tests {
 
     #[test]
     fn impossible_models_are_errors() {
-        let wrong = |toml: &str| toml::from_str::<ModelConfig>(toml).unwrap().validate().unwrap_err().to_string();
+        let wrong = |toml: &str| {
+            toml::from_str::<ModelConfig>(toml)
+                .unwrap()
+                .validate()
+                .unwrap_err()
+                .to_string()
+        };
         assert!(wrong("img_size = 100").contains("multiple of patch_size"));
         assert!(wrong("num_heads = 5").contains("num_heads, 5"));
         assert!(wrong("decoder_num_heads = 3").contains("decoder_"));
-        assert!(wrong("img_size = 64").contains("keeps none of 16"), "0.985 of 16 patches keeps none");
+        assert!(
+            wrong("img_size = 64").contains("keeps none of 16"),
+            "0.985 of 16 patches keeps none"
+        );
         assert!(wrong("mask_ratio = 0.0").contains("removes at least one"));
         assert!(wrong("decoder_dropout = 1.0").contains("decoder_dropout"));
         assert!(wrong("[contrastive]\ntemperature = 0.0").contains("temperature"));

@@ -40,16 +40,29 @@ impl Encoder {
         pos_embed: Tensor,
         drop_path: f64,
     ) -> Result<Encoder> {
-        let patch_embed = PatchEmbed::new(params, "patch_embed", sizes.patch_size, sizes.embed_dim)?;
+        let patch_embed =
+            PatchEmbed::new(params, "patch_embed", sizes.patch_size, sizes.embed_dim)?;
         let last = (sizes.depth - 1).max(1) as f64;
         let blocks = (0..sizes.depth)
             .map(|i| {
                 let rate = drop_path * i as f64 / last;
-                Block::new(params, &format!("blocks.{i}"), sizes.embed_dim, sizes.num_heads, rate)
+                Block::new(
+                    params,
+                    &format!("blocks.{i}"),
+                    sizes.embed_dim,
+                    sizes.num_heads,
+                    rate,
+                )
             })
             .collect::<Result<_>>()?;
         let norm = LayerNorm::new(params, "norm", sizes.embed_dim)?;
-        Ok(Encoder { cls_token, pos_embed, patch_embed, blocks, norm })
+        Ok(Encoder {
+            cls_token,
+            pos_embed,
+            patch_embed,
+            blocks,
+            norm,
+        })
     }
 
     /// Encodes all `patches` `[B, N, P]`; returns `[B, 1 + N, D]`, the class token first.
@@ -68,18 +81,25 @@ impl Encoder {
     ///
     /// # Errors
     /// If the shapes do not fit.
-    pub fn forward_masked(&self, patches: &Tensor, masking: &Masking, pass: Pass) -> Result<Tensor> {
+    pub fn forward_masked(
+        &self,
+        patches: &Tensor,
+        masking: &Masking,
+        pass: Pass,
+    ) -> Result<Tensor> {
         let tokens = self.patch_embed.forward(&masking.gather(patches)?)?; // [B, K, D]
         pass.see("patch_embed", "", &tokens);
         let n_patches = patches.dim(1)?;
-        let positions = masking.gather_table(&self.pos_embed.narrow(1, 1, n_patches)?.squeeze(0)?)?; // [B, K, D]
+        let positions =
+            masking.gather_table(&self.pos_embed.narrow(1, 1, n_patches)?.squeeze(0)?)?; // [B, K, D]
         self.transform((tokens + positions)?, pass)
     }
 
     /// Class token in front, blocks, norm.
     fn transform(&self, tokens: Tensor, pass: Pass) -> Result<Tensor> {
         let (batch, _, width) = tokens.dims3()?;
-        let class = (&self.cls_token + self.pos_embed.narrow(1, 0, 1)?)?.broadcast_as((batch, 1, width))?;
+        let class =
+            (&self.cls_token + self.pos_embed.narrow(1, 0, 1)?)?.broadcast_as((batch, 1, width))?;
         let mut x = Tensor::cat(&[&class, &tokens], 1)?;
         for block in &self.blocks {
             x = block.forward(&x, pass)?;

@@ -46,7 +46,15 @@ impl MaeDecoder {
             decoder_pos_embed,
             decoder_embed: Linear::new(params, "decoder_embed", sizes.embed_dim, width)?,
             decoder_blocks: (0..sizes.decoder_depth)
-                .map(|i| Block::new(params, &format!("decoder_blocks.{i}"), width, sizes.decoder_num_heads, 0.0))
+                .map(|i| {
+                    Block::new(
+                        params,
+                        &format!("decoder_blocks.{i}"),
+                        width,
+                        sizes.decoder_num_heads,
+                        0.0,
+                    )
+                })
                 .collect::<Result<_>>()?,
             decoder_norm: LayerNorm::new(params, "decoder_norm", width)?,
             decoder_pred: Linear::new(params, "decoder_pred", width, sizes.patch_values())?,
@@ -69,7 +77,9 @@ impl MaeDecoder {
         let x = self.decoder_norm.forward(&x)?;
         pass.see("decoder_norm", "", &x);
         // The class token predicts nothing.
-        let pred = self.decoder_pred.forward(&x.narrow(1, 1, x.dim(1)? - 1)?.contiguous()?)?;
+        let pred = self
+            .decoder_pred
+            .forward(&x.narrow(1, 1, x.dim(1)? - 1)?.contiguous()?)?;
         pass.see("decoder_pred", "", &pred);
         Ok(pred)
     }
@@ -92,7 +102,12 @@ impl Mae {
     /// If the configuration's sizes do not fit each other.
     pub fn new(config: &ModelConfig, params: &mut Params) -> Result<Mae> {
         let sizes = config.sizes();
-        let Tokens { cls_token, pos_embed, mask_token, decoder_pos_embed } = Tokens::new(params, &sizes)?;
+        let Tokens {
+            cls_token,
+            pos_embed,
+            mask_token,
+            decoder_pos_embed,
+        } = Tokens::new(params, &sizes)?;
         Ok(Mae {
             config: config.clone(),
             encoder: Encoder::new(params, &sizes, cls_token, pos_embed, config.drop_path)?,
@@ -114,7 +129,13 @@ impl Mae {
         let mask = masking.mask(pred.dtype(), pred.device())?;
         let target = pixel_targets(&patches, self.config.norm_pix_loss)?;
         let loss = masked_patch_mse(&pred, &target, &mask)?;
-        Ok(Forward { loss, parts: Vec::new(), pred, mask, target_view: 0 })
+        Ok(Forward {
+            loss,
+            parts: Vec::new(),
+            pred,
+            mask,
+            target_view: 0,
+        })
     }
 }
 
@@ -122,7 +143,11 @@ impl Pretrain for Mae {
     fn forward(&self, views: &Tensor, step: &StepRandomness, train: bool) -> Result<Forward> {
         let sizes = self.config.sizes();
         let masks = step.masks(1, sizes.n_patches(), sizes.mask_ratio)?;
-        let pass = if train { Pass::training(step) } else { Pass::evaluation() };
+        let pass = if train {
+            Pass::training(step)
+        } else {
+            Pass::evaluation()
+        };
         self.forward_masked(views, &masks[0], pass)
     }
 }

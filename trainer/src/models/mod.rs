@@ -74,5 +74,7 @@ fn split_views<const V: usize>(views: &Tensor, sizes: &Sizes) -> Result<[Tensor;
     for view in 0..V {
         split.push(views.narrow(1, view, 1)?.squeeze(1)?);
     }
-    split.try_into().map_err(|_| Error::Config("views could not be told apart".to_owned()))
+    split
+        .try_into()
+        .map_err(|_| Error::Config("views could not be told apart".to_owned()))
 }

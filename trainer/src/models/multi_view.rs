@@ -32,7 +32,13 @@ struct Projector {
 }
 
 impl Projector {
-    fn new(params: &mut Params, path: &str, n_in: usize, hidden: usize, n_out: usize) -> Result<Projector> {
+    fn new(
+        params: &mut Params,
+        path: &str,
+        n_in: usize,
+        hidden: usize,
+        n_out: usize,
+    ) -> Result<Projector> {
         Ok(Projector {
             fc1: Linear::new(params, &format!("{path}.fc1"), n_in, hidden)?,
             norm: BatchNorm::new(params, &format!("{path}.norm"), hidden)?,
@@ -42,7 +48,8 @@ impl Projector {
 
     /// `[B, in]` to `[B, out]`; statistics are those of this batch of one view.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.fc2.forward(&self.norm.forward(&self.fc1.forward(x)?)?.relu()?)
+        self.fc2
+            .forward(&self.norm.forward(&self.fc1.forward(x)?)?.relu()?)
     }
 }
 
@@ -55,7 +62,11 @@ struct Contrastive {
 }
 
 impl Contrastive {
-    fn new(config: &ContrastiveConfig, params: &mut Params, embed_dim: usize) -> Result<Contrastive> {
+    fn new(
+        config: &ContrastiveConfig,
+        params: &mut Params,
+        embed_dim: usize,
+    ) -> Result<Contrastive> {
         let (hidden, out) = (config.projector_hidden_dim, config.projector_dim);
         Ok(Contrastive {
             config: config.clone(),
@@ -119,13 +130,22 @@ impl MultiView {
     /// If the configuration's sizes do not fit each other.
     pub fn new(config: &ModelConfig, params: &mut Params) -> Result<MultiView> {
         let sizes = config.sizes();
-        let Tokens { cls_token, pos_embed, mask_token, decoder_pos_embed } = Tokens::new(params, &sizes)?;
+        let Tokens {
+            cls_token,
+            pos_embed,
+            mask_token,
+            decoder_pos_embed,
+        } = Tokens::new(params, &sizes)?;
         Ok(MultiView {
             config: config.clone(),
             encoder: Encoder::new(params, &sizes, cls_token, pos_embed, config.drop_path)?,
             decoder: MaeDecoder::new(params, &sizes, mask_token, decoder_pos_embed)?,
             contrastive: match config.contrastive.weight > 0.0 {
-                true => Some(Contrastive::new(&config.contrastive, params, sizes.embed_dim)?),
+                true => Some(Contrastive::new(
+                    &config.contrastive,
+                    params,
+                    sizes.embed_dim,
+                )?),
                 false => None,
             },
         })
@@ -136,7 +156,12 @@ impl MultiView {
     /// # Errors
     /// If `views` is not `[B, 2, 3, H, W]` with the masks' B and the model's H and W; with the contrastive loss, if B is
     /// below 2.
-    pub fn forward_masked(&self, views: &Tensor, masks: [&Masking; 2], pass: Pass) -> Result<Forward> {
+    pub fn forward_masked(
+        &self,
+        views: &Tensor,
+        masks: [&Masking; 2],
+        pass: Pass,
+    ) -> Result<Forward> {
         let sizes = self.config.sizes();
         let [first, second] = split_views(views, &sizes)?;
         let first = patchify(&first, sizes.patch_size)?; // [B, N, P]
@@ -155,21 +180,45 @@ impl MultiView {
             let mask = masks[i].mask(pred.dtype(), pred.device())?;
             let target = pixel_targets(targets[i], self.config.norm_pix_loss)?;
             let loss = masked_patch_mse(&pred, &target, &mask)?;
-            Ok(Branch { encoded, pred, mask, loss })
+            Ok(Branch {
+                encoded,
+                pred,
+                mask,
+                loss,
+            })
         };
         let (one, two) = (branch(0, "view1")?, branch(1, "view2")?);
         let reconstruction = ((one.loss + two.loss)? * 0.5)?;
 
         let (loss, parts) = match &self.contrastive {
-            None => (reconstruction.clone(), vec![("reconstruction", reconstruction)]),
+            None => (
+                reconstruction.clone(),
+                vec![("reconstruction", reconstruction)],
+            ),
             Some(part) => {
                 let contrastive = part.loss([&one.encoded, &two.encoded])?;
                 let loss = (&reconstruction + (&contrastive * part.config.weight)?)?;
-                (loss, vec![("reconstruction", reconstruction), ("contrastive", contrastive)])
+                (
+                    loss,
+                    vec![
+                        ("reconstruction", reconstruction),
+                        ("contrastive", contrastive),
+                    ],
+                )
             }
         };
-        let target_view = if self.config.targets == Targets::Cross { 1 } else { 0 };
-        Ok(Forward { loss, parts, pred: one.pred, mask: one.mask, target_view })
+        let target_view = if self.config.targets == Targets::Cross {
+            1
+        } else {
+            0
+        };
+        Ok(Forward {
+            loss,
+            parts,
+            pred: one.pred,
+            mask: one.mask,
+            target_view,
+        })
     }
 }
 
@@ -177,7 +226,11 @@ impl Pretrain for MultiView {
     fn forward(&self, views: &Tensor, step: &StepRandomness, train: bool) -> Result<Forward> {
         let sizes = self.config.sizes();
         let masks = step.masks(2, sizes.n_patches(), sizes.mask_ratio)?;
-        let pass = if train { Pass::training(step) } else { Pass::evaluation() };
+        let pass = if train {
+            Pass::training(step)
+        } else {
+            Pass::evaluation()
+        };
         self.forward_masked(views, [&masks[0], &masks[1]], pass)
     }
 }

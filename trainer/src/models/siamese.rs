@@ -41,14 +41,25 @@ impl Siamese {
     /// If the configuration's sizes do not fit each other.
     pub fn new(config: &ModelConfig, params: &mut Params) -> Result<Siamese> {
         let sizes = config.sizes();
-        let Tokens { cls_token, pos_embed, mask_token, decoder_pos_embed } = Tokens::new(params, &sizes)?;
+        let Tokens {
+            cls_token,
+            pos_embed,
+            mask_token,
+            decoder_pos_embed,
+        } = Tokens::new(params, &sizes)?;
         let encoder = Encoder::new(params, &sizes, cls_token, pos_embed, config.drop_path)?;
         let width = sizes.decoder_embed_dim;
         let decoder_embed = Linear::new(params, "decoder_embed", sizes.embed_dim, width)?;
         let decoder_blocks = (0..sizes.decoder_depth)
             .map(|i| {
                 let path = format!("decoder_blocks.{i}");
-                DecoderBlock::new(params, &path, width, sizes.decoder_num_heads, config.decoder_dropout)
+                DecoderBlock::new(
+                    params,
+                    &path,
+                    width,
+                    sizes.decoder_num_heads,
+                    config.decoder_dropout,
+                )
             })
             .collect::<Result<_>>()?;
         Ok(Siamese {
@@ -70,19 +81,35 @@ impl Siamese {
     pub fn forward_masked(&self, views: &Tensor, masking: &Masking, pass: Pass) -> Result<Forward> {
         let sizes = self.config.sizes();
         let [whole, masked] = split_views(views, &sizes)?;
-        let memory = self.encoder.forward(&patchify(&whole, sizes.patch_size)?, pass.in_view("view1"))?;
+        let memory = self
+            .encoder
+            .forward(&patchify(&whole, sizes.patch_size)?, pass.in_view("view1"))?;
         let patches = patchify(&masked, sizes.patch_size)?; // [B, N, P]
-        let kept = self.encoder.forward_masked(&patches, masking, pass.in_view("view2"))?; // [B, 1 + K, D]
+        let kept = self
+            .encoder
+            .forward_masked(&patches, masking, pass.in_view("view2"))?; // [B, 1 + K, D]
         let pred = self.decode(&memory, &kept, masking, pass)?; // [B, N, P]
 
         let mask = masking.mask(pred.dtype(), pred.device())?;
         let target = pixel_targets(&patches, self.config.norm_pix_loss)?;
         let loss = masked_patch_mse(&pred, &target, &mask)?;
-        Ok(Forward { loss, parts: Vec::new(), pred, mask, target_view: 1 })
+        Ok(Forward {
+            loss,
+            parts: Vec::new(),
+            pred,
+            mask,
+            target_view: 1,
+        })
     }
 
     /// The memory keeps its class token and gets no positions; the masked view gets mask tokens, then positions.
-    fn decode(&self, memory: &Tensor, kept: &Tensor, masking: &Masking, pass: Pass) -> Result<Tensor> {
+    fn decode(
+        &self,
+        memory: &Tensor,
+        kept: &Tensor,
+        masking: &Masking,
+        pass: Pass,
+    ) -> Result<Tensor> {
         let memory = self.decoder_embed.forward(memory)?; // [B, 1 + N, D]
         pass.in_view("view1").see("decoder_embed", "", &memory);
         let kept = self.decoder_embed.forward(kept)?; // [B, 1 + K, D]
@@ -96,7 +123,9 @@ impl Siamese {
         let x = self.decoder_norm.forward(&x)?;
         pass.see("decoder_norm", "", &x);
         // The class token predicts nothing.
-        let pred = self.decoder_pred.forward(&x.narrow(1, 1, x.dim(1)? - 1)?.contiguous()?)?;
+        let pred = self
+            .decoder_pred
+            .forward(&x.narrow(1, 1, x.dim(1)? - 1)?.contiguous()?)?;
         pass.see("decoder_pred", "", &pred);
         Ok(pred)
     }
@@ -106,7 +135,11 @@ impl Pretrain for Siamese {
     fn forward(&self, views: &Tensor, step: &StepRandomness, train: bool) -> Result<Forward> {
         let sizes = self.config.sizes();
         let masks = step.masks(1, sizes.n_patches(), sizes.mask_ratio)?;
-        let pass = if train { Pass::training(step) } else { Pass::evaluation() };
+        let pass = if train {
+            Pass::training(step)
+        } else {
+            Pass::evaluation()
+        };
         self.forward_masked(views, &masks[0], pass)
     }
 }

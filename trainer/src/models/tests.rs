@@ -18,7 +18,11 @@ fn tiny(kind: ModelKind) -> ModelConfig {
         decoder_depth: Some(2),
         decoder_num_heads: Some(2),
         mask_ratio: Some(0.75),
-        contrastive: ContrastiveConfig { projector_hidden_dim: 12, projector_dim: 8, ..Default::default() },
+        contrastive: ContrastiveConfig {
+            projector_hidden_dim: 12,
+            projector_dim: 8,
+            ..Default::default()
+        },
         ..Default::default()
     }
 }
@@ -30,7 +34,13 @@ fn all_kinds() -> Vec<(String, ModelConfig)> {
         ("mae".to_owned(), tiny(ModelKind::Mae)),
     ];
     for targets in [Targets::Own, Targets::Shared, Targets::Cross] {
-        kinds.push((format!("multi_view {targets:?}"), ModelConfig { targets, ..tiny(ModelKind::MultiView) }));
+        kinds.push((
+            format!("multi_view {targets:?}"),
+            ModelConfig {
+                targets,
+                ..tiny(ModelKind::MultiView)
+            },
+        ));
     }
     let mut with = |name: &str, change: &dyn Fn(&mut ContrastiveConfig)| {
         let mut config = tiny(ModelKind::MultiView);
@@ -47,7 +57,10 @@ fn all_kinds() -> Vec<(String, ModelConfig)> {
 fn views(batch: usize, n_views: usize, dtype: DType) -> Tensor {
     let mut values = Vec::new();
     for sample in 0..batch * n_views * 3 {
-        let (fx, fy) = (0.1 + 0.07 * (sample % 5) as f64, 0.15 + 0.05 * (sample % 7) as f64);
+        let (fx, fy) = (
+            0.1 + 0.07 * (sample % 5) as f64,
+            0.15 + 0.05 * (sample % 7) as f64,
+        );
         for y in 0..32 {
             for x in 0..32 {
                 let phase = sample as f64;
@@ -55,26 +68,44 @@ fn views(batch: usize, n_views: usize, dtype: DType) -> Tensor {
             }
         }
     }
-    Tensor::from_vec(values, (batch, n_views, 3, 32, 32), &Device::Cpu).unwrap().to_dtype(dtype).unwrap()
+    Tensor::from_vec(values, (batch, n_views, 3, 32, 32), &Device::Cpu)
+        .unwrap()
+        .to_dtype(dtype)
+        .unwrap()
 }
 
 fn step(batch: u64, epoch: u64) -> StepRandomness {
-    StepRandomness { seed: 11, epoch, samples: (0..batch).collect() }
+    StepRandomness {
+        seed: 11,
+        epoch,
+        samples: (0..batch).collect(),
+    }
 }
 
 fn scalar(tensor: &Tensor) -> f64 {
-    tensor.to_dtype(DType::F64).unwrap().to_scalar::<f64>().unwrap()
+    tensor
+        .to_dtype(DType::F64)
+        .unwrap()
+        .to_scalar::<f64>()
+        .unwrap()
 }
 
 /// The gradient's values without what is zero by nature: attention is blind to a bias of its keys, the batch norm of
 /// the projector to a bias before it.
 fn gradient_that_matters(param: &Param, gradient: &Tensor) -> Option<Vec<f64>> {
-    let values = gradient.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1::<f64>().unwrap();
+    let values = gradient
+        .flatten_all()
+        .unwrap()
+        .to_dtype(DType::F64)
+        .unwrap()
+        .to_vec1::<f64>()
+        .unwrap();
     let third = values.len() / 3;
     if param.name.ends_with("qkv.bias") || param.name.ends_with("in_proj_bias") {
         return Some([&values[..third], &values[2 * third..]].concat());
     }
-    let before_batch_norm = ["projector.fc1.bias", "predictor.fc1.bias"].contains(&param.name.as_str());
+    let before_batch_norm =
+        ["projector.fc1.bias", "predictor.fc1.bias"].contains(&param.name.as_str());
     (!before_batch_norm).then_some(values)
 }
 
@@ -84,14 +115,28 @@ fn every_trainable_parameter_gets_a_gradient() {
         for (name, config) in all_kinds() {
             let mut params = Params::new(1, DType::F32, &Device::Cpu);
             let model = build(&config, &mut params).unwrap();
-            let forward = model.forward(&views(3, config.n_views(), DType::F32), &step(3, 0), train).unwrap();
+            let forward = model
+                .forward(&views(3, config.n_views(), DType::F32), &step(3, 0), train)
+                .unwrap();
             let gradients = forward.loss.backward().unwrap();
             for param in params.iter_trainable() {
-                let gradient = gradients.get(&param.var).unwrap_or_else(|| panic!("{name}: {} has none", param.name));
+                let gradient = gradients
+                    .get(&param.var)
+                    .unwrap_or_else(|| panic!("{name}: {} has none", param.name));
                 assert_eq!(gradient.dims(), param.var.dims(), "{name}: {}", param.name);
-                let Some(values) = gradient_that_matters(param, gradient) else { continue };
-                assert!(values.iter().all(|v| v.is_finite()), "{name}: {} is not finite", param.name);
-                assert!(values.iter().any(|v| v.abs() > 1e-9), "{name}: {} is zero", param.name);
+                let Some(values) = gradient_that_matters(param, gradient) else {
+                    continue;
+                };
+                assert!(
+                    values.iter().all(|v| v.is_finite()),
+                    "{name}: {} is not finite",
+                    param.name
+                );
+                assert!(
+                    values.iter().any(|v| v.abs() > 1e-9),
+                    "{name}: {} is zero",
+                    param.name
+                );
             }
         }
     }
@@ -103,8 +148,10 @@ fn one_batch_is_learned() {
         let mut params = Params::new(2, DType::F32, &Device::Cpu);
         let model = build(&config, &mut params).unwrap();
         let views = views(4, config.n_views(), DType::F32);
-        let mut moments: Vec<(Tensor, Tensor)> =
-            params.iter_trainable().map(|p| (p.var.zeros_like().unwrap(), p.var.zeros_like().unwrap())).collect();
+        let mut moments: Vec<(Tensor, Tensor)> = params
+            .iter_trainable()
+            .map(|p| (p.var.zeros_like().unwrap(), p.var.zeros_like().unwrap()))
+            .collect();
         let mut losses = Vec::new();
         for i in 1..=80 {
             let loss = model.forward(&views, &step(4, 0), false).unwrap().loss;
@@ -124,24 +171,40 @@ fn adam(param: &Param, gradient: &Tensor, m: &mut Tensor, v: &mut Tensor, i: i32
     *v = ((&*v * 0.95).unwrap() + (gradient.sqr().unwrap() * 0.05).unwrap()).unwrap();
     let root = ((&*v / (1.0 - 0.95f64.powi(i))).unwrap().sqrt().unwrap() + 1e-8).unwrap();
     let update = ((&*m / (1.0 - 0.9f64.powi(i))).unwrap() / root).unwrap();
-    param.var.set(&(param.var.as_tensor() - (update * 5e-3).unwrap()).unwrap()).unwrap();
+    param
+        .var
+        .set(&(param.var.as_tensor() - (update * 5e-3).unwrap()).unwrap())
+        .unwrap();
 }
 
 #[test]
 fn a_sample_does_not_depend_on_its_batch() {
     for config in [tiny(ModelKind::Siamese), tiny(ModelKind::Mae)] {
-        let config = ModelConfig { drop_path: 0.3, ..config };
+        let config = ModelConfig {
+            drop_path: 0.3,
+            ..config
+        };
         let mut params = Params::new(3, DType::F32, &Device::Cpu);
         let model = build(&config, &mut params).unwrap();
         let views = views(3, config.n_views(), DType::F32);
         let together = model.forward(&views, &step(3, 0), true).unwrap();
         for sample in 0..3u64 {
-            let alone = StepRandomness { samples: vec![sample], ..step(1, 0) };
-            let alone = model.forward(&views.narrow(0, sample as usize, 1).unwrap(), &alone, true).unwrap();
+            let alone = StepRandomness {
+                samples: vec![sample],
+                ..step(1, 0)
+            };
+            let alone = model
+                .forward(&views.narrow(0, sample as usize, 1).unwrap(), &alone, true)
+                .unwrap();
             let of_batch = |t: &Tensor| t.narrow(0, sample as usize, 1).unwrap();
-            let distance = |a: &Tensor, b: &Tensor| scalar(&(a - b).unwrap().abs().unwrap().max_all().unwrap());
+            let distance = |a: &Tensor, b: &Tensor| {
+                scalar(&(a - b).unwrap().abs().unwrap().max_all().unwrap())
+            };
             assert_eq!(distance(&of_batch(&together.mask), &alone.mask), 0.0);
-            assert!(distance(&of_batch(&together.pred), &alone.pred) < 1e-5, "dropout depends on the batch");
+            assert!(
+                distance(&of_batch(&together.pred), &alone.pred) < 1e-5,
+                "dropout depends on the batch"
+            );
         }
     }
 }
@@ -164,15 +227,24 @@ fn the_papers_model_has_the_papers_size() {
     let mut params = Params::new(0, DType::F32, &Device::Cpu);
     build(&ModelConfig::default(), &mut params).unwrap();
     assert_eq!(params.counts(), (28_201_728, 126_080));
-    assert_eq!(params.get("patch_embed.proj.weight").unwrap().var.dims(), [384, 3, 16, 16]);
+    assert_eq!(
+        params.get("patch_embed.proj.weight").unwrap().var.dims(),
+        [384, 3, 16, 16]
+    );
 }
 
 #[test]
 fn wrong_views_are_errors() {
-    for (config, wrong) in [(tiny(ModelKind::Siamese), views(2, 1, DType::F32)), (tiny(ModelKind::Mae), views(2, 2, DType::F32))] {
+    for (config, wrong) in [
+        (tiny(ModelKind::Siamese), views(2, 1, DType::F32)),
+        (tiny(ModelKind::Mae), views(2, 2, DType::F32)),
+    ] {
         let mut params = Params::new(0, DType::F32, &Device::Cpu);
         let model = build(&config, &mut params).unwrap();
-        assert!(matches!(model.forward(&wrong, &step(2, 0), true), Err(Error::Shape { .. })));
+        assert!(matches!(
+            model.forward(&wrong, &step(2, 0), true),
+            Err(Error::Shape { .. })
+        ));
     }
     let mut params = Params::new(0, DType::F32, &Device::Cpu);
     let model = build(&tiny(ModelKind::Siamese), &mut params).unwrap();
@@ -190,10 +262,19 @@ fn gradients_are_the_slopes_of_the_loss() {
         let loss = || model.forward(&views, &step(3, 0), true).unwrap().loss;
         let gradients = loss().backward().unwrap();
         for param in params.iter_trainable() {
-            let gradient = gradients.get(&param.var).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
+            let gradient = gradients
+                .get(&param.var)
+                .unwrap()
+                .flatten_all()
+                .unwrap()
+                .to_vec1::<f64>()
+                .unwrap();
             let values = param.var.flatten_all().unwrap().to_vec1::<f64>().unwrap();
             let set = |values: &[f64]| {
-                param.var.set(&Tensor::from_slice(values, param.var.dims(), &Device::Cpu).unwrap()).unwrap();
+                param
+                    .var
+                    .set(&Tensor::from_slice(values, param.var.dims(), &Device::Cpu).unwrap())
+                    .unwrap();
             };
             let i = (values.len() * 5) / 7;
             let shifted = |by: f64| {
@@ -206,11 +287,19 @@ fn gradients_are_the_slopes_of_the_loss() {
             let slope = (shifted(h) - shifted(-h)) / (2.0 * h);
             set(&values);
             // With a predictor the keys are constants of the gradient but not of the slope.
-            if name.contains("predictor") && !param.name.starts_with("predictor") && !param.name.starts_with("decoder") {
+            if name.contains("predictor")
+                && !param.name.starts_with("predictor")
+                && !param.name.starts_with("decoder")
+            {
                 continue;
             }
             let difference = (slope - gradient[i]).abs();
-            assert!(difference < 1e-7 + 1e-5 * slope.abs(), "{name}: {} {slope} {}", param.name, gradient[i]);
+            assert!(
+                difference < 1e-7 + 1e-5 * slope.abs(),
+                "{name}: {} {slope} {}",
+                param.name,
+                gradient[i]
+            );
         }
     }
 }

@@ -31,7 +31,10 @@ impl Tokens {
             cls_token: params.trainable("cls_token", &[1, 1, width], normal)?,
             pos_embed: params.frozen("pos_embed", &sincos_pos_embed(width, sizes.grid())?)?,
             mask_token: params.trainable("mask_token", &[1, 1, decoder_width], normal)?,
-            decoder_pos_embed: params.frozen("decoder_pos_embed", &sincos_pos_embed(decoder_width, sizes.grid())?)?,
+            decoder_pos_embed: params.frozen(
+                "decoder_pos_embed",
+                &sincos_pos_embed(decoder_width, sizes.grid())?,
+            )?,
         })
     }
 }

@@ -37,7 +37,8 @@ impl Attention {
     /// If the width is not `D`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let qkv = self.qkv.forward(x)?; // [B, N, 3 D]
-        self.proj.forward(&ops::self_attention(&qkv, self.num_heads, None)?)
+        self.proj
+            .forward(&ops::self_attention(&qkv, self.num_heads, None)?)
     }
 }
 
@@ -72,7 +73,11 @@ impl MultiheadAttention {
                 &[3 * dim, dim],
                 Init::XavierUniform,
             )?,
-            in_proj_bias: params.trainable(&format!("{path}.in_proj_bias"), &[3 * dim], Init::Zeros)?,
+            in_proj_bias: params.trainable(
+                &format!("{path}.in_proj_bias"),
+                &[3 * dim],
+                Init::Zeros,
+            )?,
             out_proj: Linear::new(params, &format!("{path}.out_proj"), dim, dim)?,
             num_heads,
             dropout,
@@ -87,7 +92,9 @@ impl MultiheadAttention {
         let qkv = ops::linear(x, &self.in_proj_weight, &self.in_proj_bias)?; // [B, N, 3 D]
         let n = x.dim(1)?;
         let drop = pass.keep_mask(&self.path, "weights", self.num_heads * n * n, self.dropout)?;
-        let y = self.out_proj.forward(&ops::self_attention(&qkv, self.num_heads, drop.as_ref())?)?;
+        let y =
+            self.out_proj
+                .forward(&ops::self_attention(&qkv, self.num_heads, drop.as_ref())?)?;
         pass.see(&self.path, "", &y);
         Ok(y)
     }
@@ -100,13 +107,22 @@ impl MultiheadAttention {
         let dim = self.in_proj_weight.dim(1)?;
         let project = |input: &Tensor, first_row: usize, n_rows: usize| {
             let weight = self.in_proj_weight.narrow(0, first_row, n_rows)?;
-            ops::linear(input, &weight, &self.in_proj_bias.narrow(0, first_row, n_rows)?)
+            ops::linear(
+                input,
+                &weight,
+                &self.in_proj_bias.narrow(0, first_row, n_rows)?,
+            )
         };
         let q = project(x, 0, dim)?; // [B, N, D]
         let kv = project(memory, dim, 2 * dim)?; // [B, M, 2 D]
         let per_sample = self.num_heads * x.dim(1)? * memory.dim(1)?;
         let drop = pass.keep_mask(&self.path, "weights", per_sample, self.dropout)?;
-        let y = self.out_proj.forward(&ops::cross_attention(&q, &kv, self.num_heads, drop.as_ref())?)?;
+        let y = self.out_proj.forward(&ops::cross_attention(
+            &q,
+            &kv,
+            self.num_heads,
+            drop.as_ref(),
+        )?)?;
         pass.see(&self.path, "", &y);
         Ok(y)
     }
@@ -116,5 +132,7 @@ fn expect_divisible(dim: usize, num_heads: usize) -> Result<()> {
     if num_heads > 0 && dim.is_multiple_of(num_heads) {
         return Ok(());
     }
-    Err(Error::Config(format!("width is {dim} with {num_heads} heads, expected a multiple of the number of heads")))
+    Err(Error::Config(format!(
+        "width is {dim} with {num_heads} heads, expected a multiple of the number of heads"
+    )))
 }

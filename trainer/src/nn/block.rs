@@ -28,7 +28,13 @@ impl Block {
     ///
     /// # Errors
     /// If `dim` is not a multiple of `num_heads`.
-    pub fn new(params: &mut Params, path: &str, dim: usize, num_heads: usize, drop_path: f64) -> Result<Block> {
+    pub fn new(
+        params: &mut Params,
+        path: &str,
+        dim: usize,
+        num_heads: usize,
+        drop_path: f64,
+    ) -> Result<Block> {
         Ok(Block {
             path: path.to_owned(),
             norm1: LayerNorm::new(params, &format!("{path}.norm1"), dim)?,
@@ -46,11 +52,21 @@ impl Block {
     pub fn forward(&self, x: &Tensor, pass: Pass) -> Result<Tensor> {
         let normed = self.norm1.forward(x)?;
         pass.see(&self.path, "norm1", &normed);
-        let branch = pass.drop_path(&self.path, "drop_path1", self.attn.forward(&normed)?, self.drop_path)?;
+        let branch = pass.drop_path(
+            &self.path,
+            "drop_path1",
+            self.attn.forward(&normed)?,
+            self.drop_path,
+        )?;
         let x = (x + branch)?;
         let normed = self.norm2.forward(&x)?;
         pass.see(&self.path, "norm2", &normed);
-        let branch = pass.drop_path(&self.path, "drop_path2", self.mlp.forward(&normed)?, self.drop_path)?;
+        let branch = pass.drop_path(
+            &self.path,
+            "drop_path2",
+            self.mlp.forward(&normed)?,
+            self.drop_path,
+        )?;
         let x = (x + branch)?;
         pass.see(&self.path, "", &x);
         Ok(x)

@@ -35,12 +35,30 @@ impl DecoderBlock {
     ///
     /// # Errors
     /// If `dim` is not a multiple of `num_heads`.
-    pub fn new(params: &mut Params, path: &str, dim: usize, num_heads: usize, dropout: f64) -> Result<DecoderBlock> {
+    pub fn new(
+        params: &mut Params,
+        path: &str,
+        dim: usize,
+        num_heads: usize,
+        dropout: f64,
+    ) -> Result<DecoderBlock> {
         let name = |part: &str| format!("{path}.{part}");
         Ok(DecoderBlock {
             path: path.to_owned(),
-            self_attn: MultiheadAttention::new(params, &name("self_attn"), dim, num_heads, dropout)?,
-            multihead_attn: MultiheadAttention::new(params, &name("multihead_attn"), dim, num_heads, dropout)?,
+            self_attn: MultiheadAttention::new(
+                params,
+                &name("self_attn"),
+                dim,
+                num_heads,
+                dropout,
+            )?,
+            multihead_attn: MultiheadAttention::new(
+                params,
+                &name("multihead_attn"),
+                dim,
+                num_heads,
+                dropout,
+            )?,
             linear1: Linear::new(params, &name("linear1"), dim, FEED_FORWARD_WIDTH)?,
             linear2: Linear::new(params, &name("linear2"), FEED_FORWARD_WIDTH, dim)?,
             norm1: LayerNorm::new(params, &name("norm1"), dim)?,
@@ -56,15 +74,21 @@ impl DecoderBlock {
     /// If a width is not `D`.
     pub fn forward(&self, x: &Tensor, memory: &Tensor, pass: Pass) -> Result<Tensor> {
         let branch = self.multihead_attn.cross_attention(x, memory, pass)?;
-        let x = self.norm2.forward(&(x + self.drop(branch, "dropout2", pass)?)?)?;
+        let x = self
+            .norm2
+            .forward(&(x + self.drop(branch, "dropout2", pass)?)?)?;
         pass.see(&self.path, "norm2", &x);
 
         let branch = self.feed_forward(&x, pass)?;
-        let x = self.norm3.forward(&(x + self.drop(branch, "dropout3", pass)?)?)?;
+        let x = self
+            .norm3
+            .forward(&(x + self.drop(branch, "dropout3", pass)?)?)?;
         pass.see(&self.path, "norm3", &x);
 
         let branch = self.self_attn.self_attention(&x, pass)?;
-        let x = self.norm1.forward(&(x + self.drop(branch, "dropout1", pass)?)?)?;
+        let x = self
+            .norm1
+            .forward(&(x + self.drop(branch, "dropout1", pass)?)?)?;
         pass.see(&self.path, "norm1", &x);
         pass.see(&self.path, "", &x);
         Ok(x)

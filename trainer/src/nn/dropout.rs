@@ -35,23 +35,31 @@ impl KeepMask {
         p: f64,
     ) -> Result<KeepMask> {
         if !(0.0..1.0).contains(&p) {
-            return Err(Error::Config(format!("dropout probability is {p}, expected 0 <= p < 1")));
+            return Err(Error::Config(format!(
+                "dropout probability is {p}, expected 0 <= p < 1"
+            )));
         }
         let threshold = ((p * 65536.0).round() as u64).min(65535);
         // The layer goes into the seed: a sample's key has no field of its own for it.
         let seed = step.seed ^ fnv1a_64(layer);
         let mut keep = vec![0u8; step.samples.len() * per_sample];
-        keep.par_chunks_mut(per_sample.max(1)).zip(&step.samples).for_each(|(keep, &sample)| {
-            let mut rng = SampleRng::new(seed, step.epoch, sample, purpose);
-            for four in keep.chunks_mut(4) {
-                let draw = rng.next_u64();
-                for (i, keep) in four.iter_mut().enumerate() {
-                    *keep = u8::from((draw >> (16 * i)) & 0xffff >= threshold);
+        keep.par_chunks_mut(per_sample.max(1))
+            .zip(&step.samples)
+            .for_each(|(keep, &sample)| {
+                let mut rng = SampleRng::new(seed, step.epoch, sample, purpose);
+                for four in keep.chunks_mut(4) {
+                    let draw = rng.next_u64();
+                    for (i, keep) in four.iter_mut().enumerate() {
+                        *keep = u8::from((draw >> (16 * i)) & 0xffff >= threshold);
+                    }
                 }
-            }
-        });
+            });
         let scale = (65536.0 / (65536 - threshold) as f64) as f32;
-        Ok(KeepMask { keep: Arc::new(keep), per_sample, scale })
+        Ok(KeepMask {
+            keep: Arc::new(keep),
+            per_sample,
+            scale,
+        })
     }
 
     /// 1 for each element that survives, `[B, per_sample]` row-major.
@@ -77,7 +85,11 @@ impl KeepMask {
                 expected: format!("as many elements as {shape:?}"),
             });
         }
-        let factors: Vec<f32> = self.keep.iter().map(|&keep| f32::from(keep) * self.scale).collect();
+        let factors: Vec<f32> = self
+            .keep
+            .iter()
+            .map(|&keep| f32::from(keep) * self.scale)
+            .collect();
         Ok(Tensor::from_vec(factors, shape, like.device())?.to_dtype(like.dtype())?)
     }
 }
@@ -87,14 +99,19 @@ mod tests {
     use super::*;
 
     fn draw(samples: &[u64], layer: &str, p: f64) -> KeepMask {
-        let step = StepRandomness { seed: 1, epoch: 0, samples: samples.to_vec() };
+        let step = StepRandomness {
+            seed: 1,
+            epoch: 0,
+            samples: samples.to_vec(),
+        };
         KeepMask::draw(&step, Purpose::Dropout, layer, 4001, p).unwrap()
     }
 
     #[test]
     fn the_share_dropped_is_p_and_the_mean_is_kept() {
         let mask = draw(&[1, 2, 3, 4, 5, 6, 7, 8], "decoder_blocks.0.dropout", 0.1);
-        let kept = mask.keep().iter().map(|&k| f64::from(k)).sum::<f64>() / mask.keep().len() as f64;
+        let kept =
+            mask.keep().iter().map(|&k| f64::from(k)).sum::<f64>() / mask.keep().len() as f64;
         assert!((kept - 0.9).abs() < 0.01, "{kept}");
         assert!((f64::from(mask.scale()) * 0.9 - 1.0).abs() < 1e-4);
         assert!(draw(&[1], "x", 0.0).keep().iter().all(|&k| k == 1));
@@ -110,7 +127,11 @@ mod tests {
 
     #[test]
     fn impossible_probabilities_are_errors() {
-        let step = StepRandomness { seed: 1, epoch: 0, samples: vec![1] };
+        let step = StepRandomness {
+            seed: 1,
+            epoch: 0,
+            samples: vec![1],
+        };
         for p in [1.0, -0.5, f64::NAN] {
             assert!(KeepMask::draw(&step, Purpose::Dropout, "x", 8, p).is_err());
         }

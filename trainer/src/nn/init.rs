@@ -40,7 +40,9 @@ impl Init {
                 let bound = 1.0 / (fan_in as f64).sqrt();
                 (0..n).map(|_| rng.uniform(-bound, bound) as f32).collect()
             }
-            Init::Normal { std } => (0..n).map(|_| (std * standard_normal(&mut rng)) as f32).collect(),
+            Init::Normal { std } => (0..n)
+                .map(|_| (std * standard_normal(&mut rng)) as f32)
+                .collect(),
         }
     }
 }
@@ -54,7 +56,9 @@ fn standard_normal(rng: &mut SampleRng) -> f64 {
 
 /// 64-bit FNV-1a hash of the text's bytes: a stable number for a name.
 pub(crate) fn fnv1a_64(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
 }
 
 #[cfg(test)]
@@ -81,18 +85,33 @@ mod tests {
         let moments = |values: &[f32]| {
             let n = values.len() as f64;
             let mean = values.iter().map(|&v| f64::from(v)).sum::<f64>() / n;
-            let var = values.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / n;
+            let var = values
+                .iter()
+                .map(|&v| (f64::from(v) - mean).powi(2))
+                .sum::<f64>()
+                / n;
             (mean, var.sqrt())
         };
         // 384 x 1152: bound 1/16, standard deviation bound / sqrt(3).
         let xavier = Init::XavierUniform.values(0, "w", &[1152, 384]);
         let (mean, std) = moments(&xavier);
-        assert!(mean.abs() < 2e-4 && (std - 0.0625 / 3f64.sqrt()).abs() < 2e-4, "{mean} {std}");
+        assert!(
+            mean.abs() < 2e-4 && (std - 0.0625 / 3f64.sqrt()).abs() < 2e-4,
+            "{mean} {std}"
+        );
         assert!(xavier.iter().all(|v| v.abs() <= 0.0625));
         let normal = Init::Normal { std: 0.02 }.values(0, "w", &[100_000]);
         let (mean, std) = moments(&normal);
-        assert!(mean.abs() < 3e-4 && (std - 0.02).abs() < 2e-4, "{mean} {std}");
+        assert!(
+            mean.abs() < 3e-4 && (std - 0.02).abs() < 2e-4,
+            "{mean} {std}"
+        );
         assert!(normal.iter().any(|v| v.abs() > 0.06), "tails are not cut");
-        assert!(Init::UniformFanIn(768).values(0, "b", &[384]).iter().all(|v| v.abs() <= 0.03609));
+        assert!(
+            Init::UniformFanIn(768)
+                .values(0, "b", &[384])
+                .iter()
+                .all(|v| v.abs() <= 0.03609)
+        );
     }
 }

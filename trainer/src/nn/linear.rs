@@ -21,7 +21,11 @@ impl Linear {
     /// If a name is taken.
     pub fn new(params: &mut Params, path: &str, n_in: usize, n_out: usize) -> Result<Linear> {
         Ok(Linear {
-            weight: params.trainable(&format!("{path}.weight"), &[n_out, n_in], Init::XavierUniform)?,
+            weight: params.trainable(
+                &format!("{path}.weight"),
+                &[n_out, n_in],
+                Init::XavierUniform,
+            )?,
             bias: params.trainable(&format!("{path}.bias"), &[n_out], Init::Zeros)?,
         })
     }

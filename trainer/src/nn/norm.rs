@@ -70,7 +70,9 @@ impl BatchNorm {
         let centred = x.broadcast_sub(&x.mean_keepdim(0)?)?;
         let var = centred.sqr()?.mean_keepdim(0)?; // [1, width]
         let normed = centred.broadcast_div(&(var + BATCH_NORM_EPS)?.sqrt()?)?;
-        Ok(normed.broadcast_mul(&self.weight)?.broadcast_add(&self.bias)?)
+        Ok(normed
+            .broadcast_mul(&self.weight)?
+            .broadcast_add(&self.bias)?)
     }
 }
 

@@ -44,7 +44,13 @@ pub struct LoadReport {
 impl Params {
     /// An empty set whose parameters will be made on `device` with `dtype` (f32 for training, f64 for gradient checks).
     pub fn new(seed: u64, dtype: DType, device: &Device) -> Params {
-        Params { seed, dtype, device: device.clone(), entries: Vec::new(), by_name: HashMap::new() }
+        Params {
+            seed,
+            dtype,
+            device: device.clone(),
+            entries: Vec::new(),
+            by_name: HashMap::new(),
+        }
     }
 
     /// Where the parameters are.
@@ -63,7 +69,9 @@ impl Params {
     /// [`Error::Parameter`] if the name is taken.
     pub fn trainable(&mut self, name: &str, shape: &[usize], init: Init) -> Result<Tensor> {
         let values = init.values(self.seed, name, shape);
-        let tensor = Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(self.dtype)?.to_device(&self.device)?;
+        let tensor = Tensor::from_vec(values, shape, &Device::Cpu)?
+            .to_dtype(self.dtype)?
+            .to_device(&self.device)?;
         let var = Var::from_tensor(&tensor)?;
         let shared = var.as_tensor().clone();
         self.insert(name, var, true)?;
@@ -85,10 +93,17 @@ impl Params {
 
     fn insert(&mut self, name: &str, var: Var, trainable: bool) -> Result<()> {
         if self.by_name.contains_key(name) {
-            return Err(Error::Parameter { name: name.to_owned(), problem: "registered twice".to_owned() });
+            return Err(Error::Parameter {
+                name: name.to_owned(),
+                problem: "registered twice".to_owned(),
+            });
         }
         self.by_name.insert(name.to_owned(), self.entries.len());
-        self.entries.push(Param { name: name.to_owned(), var, trainable });
+        self.entries.push(Param {
+            name: name.to_owned(),
+            var,
+            trainable,
+        });
         Ok(())
     }
 
@@ -109,10 +124,16 @@ impl Params {
 
     /// Numbers of trainable and of frozen values.
     pub fn counts(&self) -> (usize, usize) {
-        self.entries.iter().fold((0, 0), |(trainable, frozen), param| {
-            let n = param.var.elem_count();
-            if param.trainable { (trainable + n, frozen) } else { (trainable, frozen + n) }
-        })
+        self.entries
+            .iter()
+            .fold((0, 0), |(trainable, frozen), param| {
+                let n = param.var.elem_count();
+                if param.trainable {
+                    (trainable + n, frozen)
+                } else {
+                    (trainable, frozen + n)
+                }
+            })
     }
 
     /// Sets every parameter and table from `tensors`, which must hold exactly these names and shapes; values are
@@ -146,15 +167,30 @@ impl Params {
     }
 
     fn difference(&self, tensors: &HashMap<String, Tensor>) -> LoadReport {
-        let missing = self.entries.iter().filter(|p| !tensors.contains_key(&p.name)).map(|p| p.name.clone()).collect();
-        let mut unexpected: Vec<String> =
-            tensors.keys().filter(|name| !self.by_name.contains_key(*name)).cloned().collect();
+        let missing = self
+            .entries
+            .iter()
+            .filter(|p| !tensors.contains_key(&p.name))
+            .map(|p| p.name.clone())
+            .collect();
+        let mut unexpected: Vec<String> = tensors
+            .keys()
+            .filter(|name| !self.by_name.contains_key(*name))
+            .cloned()
+            .collect();
         unexpected.sort();
-        LoadReport { missing, unexpected }
+        LoadReport {
+            missing,
+            unexpected,
+        }
     }
 
     fn set_all(&self, tensors: &HashMap<String, Tensor>) -> Result<()> {
-        let found = || self.entries.iter().filter_map(|param| tensors.get(&param.name).map(|tensor| (param, tensor)));
+        let found = || {
+            self.entries
+                .iter()
+                .filter_map(|param| tensors.get(&param.name).map(|tensor| (param, tensor)))
+        };
         for (param, tensor) in found() {
             if tensor.dims() != param.var.dims() {
                 return Err(Error::Shape {
@@ -165,7 +201,9 @@ impl Params {
             }
         }
         for (param, tensor) in found() {
-            param.var.set(&tensor.to_dtype(self.dtype)?.to_device(&self.device)?)?;
+            param
+                .var
+                .set(&tensor.to_dtype(self.dtype)?.to_device(&self.device)?)?;
         }
         Ok(())
     }
@@ -177,14 +215,24 @@ mod tests {
 
     fn params() -> Params {
         let mut params = Params::new(3, DType::F32, &Device::Cpu);
-        params.trainable("b.weight", &[4, 3], Init::XavierUniform).unwrap();
+        params
+            .trainable("b.weight", &[4, 3], Init::XavierUniform)
+            .unwrap();
         params.trainable("a.bias", &[4], Init::Zeros).unwrap();
-        params.frozen("pos_embed", &Tensor::ones((1, 2, 2), DType::F64, &Device::Cpu).unwrap()).unwrap();
+        params
+            .frozen(
+                "pos_embed",
+                &Tensor::ones((1, 2, 2), DType::F64, &Device::Cpu).unwrap(),
+            )
+            .unwrap();
         params
     }
 
     fn snapshot(params: &Params) -> HashMap<String, Tensor> {
-        params.iter().map(|p| (p.name.clone(), p.var.as_tensor().copy().unwrap())).collect()
+        params
+            .iter()
+            .map(|p| (p.name.clone(), p.var.as_tensor().copy().unwrap()))
+            .collect()
     }
 
     #[test]
@@ -201,14 +249,27 @@ mod tests {
     fn loading_is_strict_and_all_or_nothing() {
         let params = params();
         let before = snapshot(&params);
-        let mut source: HashMap<String, Tensor> =
-            before.iter().map(|(name, t)| (name.clone(), (t + 1.0).unwrap())).collect();
+        let mut source: HashMap<String, Tensor> = before
+            .iter()
+            .map(|(name, t)| (name.clone(), (t + 1.0).unwrap()))
+            .collect();
         let wrong = Tensor::zeros((4, 4), DType::F32, &Device::Cpu).unwrap();
         let right = source.insert("b.weight".to_owned(), wrong).unwrap();
         assert!(matches!(params.load(&source), Err(Error::Shape { .. })));
         let same = |name: &str| {
-            let now = params.get(name).unwrap().var.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-            now == before[name].flatten_all().unwrap().to_vec1::<f32>().unwrap()
+            let now = params
+                .get(name)
+                .unwrap()
+                .var
+                .flatten_all()
+                .unwrap()
+                .to_vec1::<f32>()
+                .unwrap();
+            now == before[name]
+                .flatten_all()
+                .unwrap()
+                .to_vec1::<f32>()
+                .unwrap()
         };
         assert!(same("a.bias") && same("b.weight"));
 
@@ -217,7 +278,13 @@ mod tests {
         let message = params.load(&source).unwrap_err().to_string();
         assert!(message.contains("head.weight"), "{message}");
         let report = params.load_partial(&source).unwrap();
-        assert_eq!(report, LoadReport { missing: vec![], unexpected: vec!["head.weight".to_owned()] });
+        assert_eq!(
+            report,
+            LoadReport {
+                missing: vec![],
+                unexpected: vec!["head.weight".to_owned()]
+            }
+        );
         source.remove("head.weight");
         source.remove("a.bias");
         let message = params.load(&source).unwrap_err().to_string();
@@ -231,7 +298,12 @@ mod tests {
         let table = Tensor::ones((1, 2), DType::F32, &Device::Cpu).unwrap();
         let shared = params.frozen("pos_embed", &table).unwrap();
         assert!(!shared.track_op());
-        params.load(&HashMap::from([("pos_embed".to_owned(), (table * 5.0).unwrap())])).unwrap();
+        params
+            .load(&HashMap::from([(
+                "pos_embed".to_owned(),
+                (table * 5.0).unwrap(),
+            )]))
+            .unwrap();
         assert_eq!(shared.to_vec2::<f32>().unwrap(), [[5.0, 5.0]]);
     }
 }

@@ -35,17 +35,28 @@ pub struct Pass<'a> {
 impl<'a> Pass<'a> {
     /// With dropout and stochastic depth, drawn from `randomness`.
     pub fn training(randomness: &'a StepRandomness) -> Pass<'a> {
-        Pass { randomness: Some(randomness), probe: None, view: "" }
+        Pass {
+            randomness: Some(randomness),
+            probe: None,
+            view: "",
+        }
     }
 
     /// Without dropout.
     pub fn evaluation() -> Pass<'static> {
-        Pass { randomness: None, probe: None, view: "" }
+        Pass {
+            randomness: None,
+            probe: None,
+            view: "",
+        }
     }
 
     /// The same pass with a watcher.
     pub fn watched(self, probe: &'a Probe) -> Pass<'a> {
-        Pass { probe: Some(probe), ..self }
+        Pass {
+            probe: Some(probe),
+            ..self
+        }
     }
 
     /// The same pass inside one view's branch (`"view1"`, `"view2"`).
@@ -56,8 +67,14 @@ impl<'a> Pass<'a> {
     /// Shows `tensor` to the watcher under `path` or `path.part`; free if there is none.
     pub fn see(&self, path: &str, part: &str, tensor: &Tensor) {
         if let Some(probe) = self.probe {
-            let name: Vec<&str> = [self.view, path, part].into_iter().filter(|piece| !piece.is_empty()).collect();
-            probe.seen.borrow_mut().push((name.join("."), tensor.clone()));
+            let name: Vec<&str> = [self.view, path, part]
+                .into_iter()
+                .filter(|piece| !piece.is_empty())
+                .collect();
+            probe
+                .seen
+                .borrow_mut()
+                .push((name.join("."), tensor.clone()));
         }
     }
 
@@ -65,7 +82,13 @@ impl<'a> Pass<'a> {
     ///
     /// # Errors
     /// If `p` is not in `[0, 1)`.
-    pub fn keep_mask(&self, path: &str, part: &str, per_sample: usize, p: f64) -> Result<Option<KeepMask>> {
+    pub fn keep_mask(
+        &self,
+        path: &str,
+        part: &str,
+        per_sample: usize,
+        p: f64,
+    ) -> Result<Option<KeepMask>> {
         self.draw(Purpose::Dropout, path, part, per_sample, p)
     }
 
@@ -98,7 +121,14 @@ impl<'a> Pass<'a> {
         }
     }
 
-    fn draw(&self, purpose: Purpose, path: &str, part: &str, per_sample: usize, p: f64) -> Result<Option<KeepMask>> {
+    fn draw(
+        &self,
+        purpose: Purpose,
+        path: &str,
+        part: &str,
+        per_sample: usize,
+        p: f64,
+    ) -> Result<Option<KeepMask>> {
         match self.randomness {
             Some(step) if p != 0.0 => {
                 let layer = format!("{}/{path}.{part}", self.view);

@@ -18,7 +18,10 @@ pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tenso
     }
     // Two dimensions: a batched product would sum one weight gradient per batch element.
     let rows = x.reshape(((), n_in))?;
-    Ok(rows.matmul(&weight.t()?)?.broadcast_add(bias)?.reshape(dims)?)
+    Ok(rows
+        .matmul(&weight.t()?)?
+        .broadcast_add(bias)?
+        .reshape(dims)?)
 }
 
 pub(crate) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
@@ -36,28 +39,56 @@ pub(crate) fn dropout(x: &Tensor, mask: &KeepMask) -> Result<Tensor> {
     Ok((x * mask.factors(x.dims(), x)?)?)
 }
 
-pub(crate) fn self_attention(qkv: &Tensor, n_heads: usize, drop: Option<&KeepMask>) -> Result<Tensor> {
+pub(crate) fn self_attention(
+    qkv: &Tensor,
+    n_heads: usize,
+    drop: Option<&KeepMask>,
+) -> Result<Tensor> {
     let width = qkv.dim(D::Minus1)? / 3;
     let part = |i: usize| qkv.narrow(D::Minus1, i * width, width);
     attention(&part(0)?, &part(1)?, &part(2)?, n_heads, drop)
 }
 
-pub(crate) fn cross_attention(q: &Tensor, kv: &Tensor, n_heads: usize, drop: Option<&KeepMask>) -> Result<Tensor> {
+pub(crate) fn cross_attention(
+    q: &Tensor,
+    kv: &Tensor,
+    n_heads: usize,
+    drop: Option<&KeepMask>,
+) -> Result<Tensor> {
     let width = q.dim(D::Minus1)?;
-    attention(q, &kv.narrow(D::Minus1, 0, width)?, &kv.narrow(D::Minus1, width, width)?, n_heads, drop)
+    attention(
+        q,
+        &kv.narrow(D::Minus1, 0, width)?,
+        &kv.narrow(D::Minus1, width, width)?,
+        n_heads,
+        drop,
+    )
 }
 
 /// `q` `[B, N, D]`, `k` and `v` `[B, M, D]` to `[B, N, D]`.
-fn attention(q: &Tensor, k: &Tensor, v: &Tensor, n_heads: usize, drop: Option<&KeepMask>) -> Result<Tensor> {
+fn attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    n_heads: usize,
+    drop: Option<&KeepMask>,
+) -> Result<Tensor> {
     let (batch, n, width) = q.dims3()?;
     let m = k.dim(1)?;
     let head = width / n_heads;
-    let split = |x: &Tensor, len| x.reshape((batch, len, n_heads, head))?.transpose(1, 2)?.contiguous();
+    let split = |x: &Tensor, len| {
+        x.reshape((batch, len, n_heads, head))?
+            .transpose(1, 2)?
+            .contiguous()
+    };
     let q = (split(q, n)? * (head as f64).powf(-0.5))?; // [B, H, N, d]
     let weights = softmax(&q.matmul(&split(k, m)?.t()?)?, D::Minus1)?; // [B, H, N, M]
     let weights = match drop {
         Some(mask) => dropout(&weights, mask)?,
         None => weights,
     };
-    Ok(weights.matmul(&split(v, m)?)?.transpose(1, 2)?.reshape((batch, n, width))?)
+    Ok(weights
+        .matmul(&split(v, m)?)?
+        .transpose(1, 2)?
+        .reshape((batch, n, width))?)
 }

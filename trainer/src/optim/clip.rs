@@ -45,17 +45,28 @@ impl GradNorms {
 
 /// Measures every gradient, summing squares in f64 in the parameters' order.
 pub fn norms(grads: &Gradients) -> Result<GradNorms> {
-    let mut per_param = Vec::new();
-    let mut sum = 0.0;
-    for (name, grad) in grads.iter() {
-        let squares = grad.map(sum_of_squares).transpose()?;
-        sum += squares.unwrap_or(0.0);
-        per_param.push((name.to_string(), squares.map(f64::sqrt)));
-    }
-    Ok(GradNorms {
-        per_param,
-        global: sum.sqrt(),
-    })
+    let present: Vec<&Tensor> = grads.iter().filter_map(|(_, grad)| grad).collect();
+    let squares = if present
+        .iter()
+        .all(|grad| matches!(grad.device(), Device::Cpu))
+    {
+        let sums = present.into_iter().map(sum_of_squares);
+        sums.collect::<Result<Vec<f64>>>()?
+    } else {
+        sums_on_device(&present)?
+    };
+    let global = squares.iter().sum::<f64>().sqrt();
+    let mut squares = squares.into_iter();
+    let per_param = grads
+        .iter()
+        .map(|(name, grad)| {
+            (
+                name.to_string(),
+                grad.and_then(|_| squares.next()).map(f64::sqrt),
+            )
+        })
+        .collect();
+    Ok(GradNorms { per_param, global })
 }
 
 /// Scales the gradients so that their global norm is at most `max_norm`, as
@@ -68,15 +79,21 @@ pub fn clip(grads: &mut Gradients, norms: &GradNorms, max_norm: f64) -> Result<b
     Ok(factor < 1.0)
 }
 
+/// The sums of all parameters in one transfer: each would have the host wait for the device.
+fn sums_on_device(grads: &[&Tensor]) -> Result<Vec<f64>> {
+    let sum = |grad: &&Tensor| grad.to_dtype(DType::F32)?.sqr()?.sum_all();
+    let sums = grads
+        .iter()
+        .map(sum)
+        .collect::<candle_core::Result<Vec<_>>>()?;
+    Ok(Tensor::stack(&sums, 0)?
+        .to_vec1::<f32>()?
+        .into_iter()
+        .map(f64::from)
+        .collect())
+}
+
 fn sum_of_squares(grad: &Tensor) -> Result<f64> {
-    if !matches!(grad.device(), Device::Cpu) {
-        return Ok(f64::from(
-            grad.to_dtype(DType::F32)?
-                .sqr()?
-                .sum_all()?
-                .to_scalar::<f32>()?,
-        ));
-    }
     let values = grad.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
     let partial: Vec<f64> = values.par_chunks(CHUNK).map(chunk_sum).collect();
     Ok(partial.iter().sum())
@@ -138,6 +155,16 @@ mod tests {
         let norms = norms(&grads_of(&[f32::NAN, 1.0])).unwrap();
         assert_eq!(norms.first_not_finite().map(|(name, _)| name), Some("w"));
         assert_eq!(norms.uncovered(), ["w (NaN)", "idle (none)"]);
+    }
+
+    #[test]
+    fn a_devices_sums_agree_with_the_hosts() {
+        let grads = grads_of(&[1.5, 2.0]);
+        let grad = grads.get("w").unwrap();
+        assert_eq!(
+            sums_on_device(&[grad]).unwrap(),
+            [sum_of_squares(grad).unwrap()]
+        );
     }
 
     #[test]

@@ -58,6 +58,20 @@ impl Plan {
         (steps * self.accum_steps) as f64 / self.batches_per_epoch as f64
     }
 
+    /// Whether a checkpoint is due after this many steps: where the configuration says, and at the end.
+    pub fn checkpoint_due(&self, steps: u64, config: &TrainConfig) -> bool {
+        let run = &config.run;
+        steps == self.last_step
+            || run.checkpoint_due(steps, self.accum_steps, self.batches_per_epoch)
+    }
+
+    /// Whether the checkpoint after this many steps is kept for ever.
+    pub fn is_milestone(&self, steps: u64, config: &TrainConfig) -> bool {
+        config
+            .run
+            .is_milestone(steps, self.accum_steps, self.batches_per_epoch)
+    }
+
     /// A set of another size under the same configuration is not the set that the run began with.
     pub fn check_data(&self, found: &Found) -> Result<()> {
         let (then, now) = (found.state.batches_per_epoch, self.batches_per_epoch);

@@ -412,3 +412,23 @@ fn every_method_trains() {
         assert!(run.path().join("pictures/step-00000003.png").is_file());
     }
 }
+
+#[test]
+fn a_run_starts_from_the_weights_of_another() {
+    let first = Run::new();
+    first.train(&tiny()).unwrap();
+    let mut config = tiny();
+    config.seed += 1;
+    config.init = Some(first.path());
+    config.optim.max_steps = Some(1);
+    config.optim.lr = Some(1e-30); // too small to change a bit
+    let second = Run::new();
+    second.train(&config).unwrap();
+    assert_eq!(second.weights(), first.weights());
+
+    config.init = Some(first.path().join("nowhere"));
+    assert!(matches!(
+        Run::new().train(&config),
+        Err(Error::Checkpoint { .. })
+    ));
+}

@@ -218,7 +218,7 @@ fn what_is_written_for_torch_reads_back() {
     let scalar = Tensor::new(7f32, &Device::Cpu).unwrap();
     let file = tempfile::NamedTempFile::new().unwrap();
     let tensors = [("b.weight", &weight), ("a", &scalar)];
-    crate::exchange::torch_file::write(file.path(), tensors.into_iter(), 12).unwrap();
+    crate::exchange::torch_file::write(file.path(), tensors.into_iter(), Some(12)).unwrap();
     let mut file = PthFile::open(file.path()).unwrap();
     let root = file.pickle().root();
     assert_eq!(

@@ -86,5 +86,9 @@ pub fn facts<const N: usize>(rows: [(&str, String); N]) -> String {
 
 /// Whether the reader of our output has gone (`pairquet inspect … | head`), which is no failure.
 pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| cause.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe))
+    error.chain().any(|cause| {
+        cause
+            .downcast_ref::<io::Error>()
+            .is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
+    })
 }

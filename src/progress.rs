@@ -25,14 +25,23 @@ impl Bar {
         let terminal = stderr().is_terminal();
         let bar = ProgressBar::with_draw_target(
             None,
-            if shown && terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() },
+            if shown && terminal {
+                ProgressDrawTarget::stderr()
+            } else {
+                ProgressDrawTarget::hidden()
+            },
         );
-        let template =
-            format!("{what} [{{bar:28}}] {{human_pos}}/{{human_len}} {unit}  {{per_sec}}  {{eta}} left  {{msg}}");
+        let template = format!(
+            "{what} [{{bar:28}}] {{human_pos}}/{{human_len}} {unit}  {{per_sec}}  {{eta}} left  {{msg}}"
+        );
         if let Ok(style) = ProgressStyle::with_template(&template) {
             bar.set_style(style.progress_chars("=> "));
         }
-        Self { bar, lines: (shown && !terminal).then(|| Mutex::new(Instant::now())), what }
+        Self {
+            bar,
+            lines: (shown && !terminal).then(|| Mutex::new(Instant::now())),
+            what,
+        }
     }
 
     /// The number of things to do.
@@ -76,9 +85,17 @@ impl Bar {
         let Ok(mut last) = last.lock() else { return };
         if last.elapsed() >= LINE_EVERY {
             *last = Instant::now();
-            let total = self.bar.length().map_or_else(String::new, |n| format!("/{n}"));
+            let total = self
+                .bar
+                .length()
+                .map_or_else(String::new, |n| format!("/{n}"));
             let left = self.bar.eta().as_secs();
-            eprintln!("{} {}{total}, about {left} s left  {}", self.what, self.bar.position(), self.bar.message());
+            eprintln!(
+                "{} {}{total}, about {left} s left  {}",
+                self.what,
+                self.bar.position(),
+                self.bar.message()
+            );
         }
     }
 }

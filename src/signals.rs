@@ -24,7 +24,9 @@ pub fn stop_on_signal(out: &Output) -> Result<Stop> {
                 }
                 raised.request();
                 if !quiet {
-                    eprintln!("stopping: work in hand is finished and saved first; once more ends at once");
+                    eprintln!(
+                        "stopping: work in hand is finished and saved first; once more ends at once"
+                    );
                 }
             }
         })

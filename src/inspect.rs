@@ -179,7 +179,7 @@ fn describe(report: &Report) -> String {
         (
             "set",
             format!(
-                "{}, split {} of {}",
+                "{}, split {} (splits: {})",
                 report.path,
                 report.split,
                 report.splits.join(", ")

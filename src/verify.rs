@@ -47,7 +47,7 @@ pub fn run(args: Args, out: &Output) -> Result<ExitCode> {
                 if report.is_clean() {
                     "clean".into()
                 } else {
-                    format!("{} findings", report.n_findings)
+                    format!("findings: {}", report.n_findings)
                 },
             ),
         ])

@@ -20,6 +20,20 @@ mod write;
 pub use read::{VideoInfo, VideoReader};
 pub use write::write_video;
 
+/// The libraries that decide what a clip's frames are: their versions, as `libavcodec 59.37.100, ...`.
+pub fn library_versions() -> String {
+    let named = |name, version: u32| {
+        let [_, major, minor, micro] = version.to_be_bytes();
+        format!("{name} {major}.{minor}.{micro}")
+    };
+    [
+        named("libavformat", ffmpeg_next::format::version()),
+        named("libavcodec", ffmpeg_next::codec::version()),
+        named("libswscale", ffmpeg_next::software::scaling::version()),
+    ]
+    .join(", ")
+}
+
 use super::Rgb8Image;
 
 /// A frame of a clip.
@@ -126,6 +140,27 @@ mod tests {
             .zip([0, 4, 8, 12])
             .for_each(|(found, number)| assert_is_frame(found, number));
         assert!(VideoReader::open(&path).unwrap().nth(14).is_none());
+    }
+
+    #[test]
+    fn a_clip_cut_short_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.mkv");
+        let frames: Vec<Rgb8Image> = (0..75).map(|i| frame(i % 40)).collect();
+        write_video(&path, 25, &frames).unwrap();
+        let damage = || {
+            let mut reader = VideoReader::open(&path).unwrap();
+            reader.by_ref().for_each(drop);
+            reader.damage()
+        };
+        assert_eq!(damage(), None);
+        let whole = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+        let said = damage().unwrap();
+        assert!(
+            said.contains("ends at 1.") && said.contains("the container says 3.0 s"),
+            "{said}"
+        );
     }
 
     #[test]

@@ -300,7 +300,11 @@ impl VideoReader {
                 reason: "no frame in the clip".to_owned(),
             }),
             None => {
-                self.cut_at = self.end_if_cut();
+                let packets = self.packets.zip(self.stated_seconds);
+                self.cut_at = packets.and_then(|((first, last), stated)| {
+                    let unit = f64::from(self.time_base);
+                    end_if_cut(first as f64 * unit, last as f64 * unit, stated)
+                });
                 Ok(false)
             }
             Some(error) if self.n_frames == 0 => Err(CodecError::Corrupt {
@@ -312,16 +316,6 @@ impl VideoReader {
                 Ok(false)
             }
         }
-    }
-
-    /// Where the clip ends, in seconds, if that is clearly before what the container says: FFmpeg takes the end of some
-    /// cut files, Matroska above all, for the end of the clip. Sound may go on for a while after the last frame.
-    fn end_if_cut(&self) -> Option<f64> {
-        let (first, last) = self.packets?;
-        // A clip that does not begin at 0 is as long as it lasts, or to where it ends, whichever is more.
-        let end = last.max(last.saturating_sub(first)) as f64 * f64::from(self.time_base);
-        let missing = self.stated_seconds? - end;
-        (missing > 1.0 && missing > 0.1 * (missing + end)).then_some(end)
     }
 
     /// Time of the frame in `self.picture`.
@@ -340,6 +334,16 @@ impl VideoReader {
         self.last_time_us = Some(time_us);
         time_us
     }
+}
+
+/// Where a clip with packets from `first` to `last` ends, in seconds, if that is clearly before what its container says:
+/// FFmpeg takes the end of some cut files, Matroska above all, for the end of the clip. Sound may go on for a while after
+/// the last frame.
+fn end_if_cut(first: f64, last: f64, stated: f64) -> Option<f64> {
+    // A clip that does not begin at 0 is as long as it lasts, or to where it ends, whichever is more.
+    let end = last.max(last - first);
+    let missing = stated - end;
+    (missing > 1.0 && missing > 0.1 * stated).then_some(end)
 }
 
 /// Time of the frame after the one at `last`, and whether its tag is earlier than that: times never fall within a clip.
@@ -410,6 +414,21 @@ fn check_size(width: u32, height: u32, limits: &VideoLimits) -> Result<(), Codec
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_clip_is_cut_if_much_is_missing() {
+        assert_eq!(end_if_cut(0.0, 5.0, 10.1), Some(5.0));
+        assert_eq!(end_if_cut(-2.0, 3.0, 10.0), Some(5.0));
+        for (first, last, stated) in [
+            (0.0, 10.0, 10.1),
+            (0.0, 1.0, 1.9),
+            (0.0, 95.0, 100.0),
+            (50.0, 60.0, 10.0),
+            (0.0, 7.0, 5.0),
+        ] {
+            assert_eq!(end_if_cut(first, last, stated), None);
+        }
+    }
 
     #[test]
     fn times_neither_fall_nor_overflow() {

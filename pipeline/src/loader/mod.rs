@@ -284,7 +284,7 @@ const QUEUE_PER_WORKER: usize = 8;
 /// Readers of a bucket, where a read takes tens of milliseconds; one keeps up with any number of workers on a disk.
 const REMOTE_FETCH_THREADS: usize = 16;
 
-fn is_remote(path: &str) -> bool {
+pub(crate) fn is_remote(path: &str) -> bool {
     path.split_once("://")
         .is_some_and(|(scheme, _)| scheme != "file")
 }
@@ -308,12 +308,7 @@ fn compute_threads(config: &DataConfig) -> usize {
 }
 
 fn open_order(source: &dyn Source, config: &DataConfig, seed: u64) -> Result<Order> {
-    let remote = is_remote(&config.path);
-    let kind = config.order.unwrap_or(if remote {
-        OrderKind::Blocks
-    } else {
-        OrderKind::Full
-    });
+    let kind = config.order_in_force();
     let groups = if kind == OrderKind::Blocks {
         source.groups()?
     } else {

@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use pipeline::convert::{
-    self, Check, CommonOptions, ConvertReport, FrameRange, ImagenetOptions, KineticsOptions, MaxBad, Part, Progress,
-    ProgressEvent, SplitReport,
+    self, Check, CommonOptions, ConvertReport, FrameRange, ImagenetOptions, KineticsOptions,
+    MaxBad, Part, Progress, ProgressEvent, SplitReport,
 };
 
 use crate::output::{Output, facts};
@@ -151,7 +151,13 @@ pub fn run(command: Command, out: &Output) -> Result<ExitCode> {
         }
         Command::Finish { dst } => {
             let splits = convert::finish(&dst)?;
-            out.result(&splits, |splits| splits.iter().map(split_facts).collect::<Vec<_>>().join("\n\n"))?;
+            out.result(&splits, |splits| {
+                splits
+                    .iter()
+                    .map(split_facts)
+                    .collect::<Vec<_>>()
+                    .join("\n\n")
+            })?;
             return Ok(ExitCode::SUCCESS);
         }
     };
@@ -182,8 +188,19 @@ fn split_facts(split: &SplitReport) -> String {
     let named = |key: &str, reason: &str| format!("  {key}: {reason}\n");
     let mut text = facts([
         ("split", split.split.clone()),
-        ("read", format!("{} files, {}", split.items, human_bytes(split.source_bytes))),
-        ("written", format!("{} samples, {} pictures, {}", split.samples, split.rows, human_bytes(split.shard_bytes))),
+        (
+            "read",
+            format!("{} files, {}", split.items, human_bytes(split.source_bytes)),
+        ),
+        (
+            "written",
+            format!(
+                "{} samples, {} pictures, {}",
+                split.samples,
+                split.rows,
+                human_bytes(split.shard_bytes)
+            ),
+        ),
         ("shards", split.shards.to_string()),
         ("skipped", split.skipped.len().to_string()),
         ("damaged", split.damaged.len().to_string()),
@@ -210,7 +227,12 @@ fn split_facts(split: &SplitReport) -> String {
 /// A source that is a file is a list; its clips lie in `root`, or beside it.
 fn clips_of(src: &Path, root: Option<PathBuf>) -> (PathBuf, Option<PathBuf>) {
     if src.is_file() {
-        let beside = || src.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_path_buf();
+        let beside = || {
+            src.parent()
+                .filter(|p| !p.as_os_str().is_empty())
+                .unwrap_or(Path::new("."))
+                .to_path_buf()
+        };
         (root.unwrap_or_else(beside), Some(src.to_path_buf()))
     } else {
         (src.to_path_buf(), None)
@@ -235,15 +257,25 @@ impl ConvertBar {
 impl Progress for ConvertBar {
     fn on(&self, event: &ProgressEvent) {
         match event {
-            ProgressEvent::Planned { items, items_done, shards, shards_done, .. } => {
+            ProgressEvent::Planned {
+                items,
+                items_done,
+                shards,
+                shards_done,
+                ..
+            } => {
                 self.0.set_total(*items);
                 self.0.set_done(*items_done);
                 if *items_done > 0 {
-                    self.0.say(&format!("going on: {shards_done} of {shards} shards are done"));
+                    self.0.say(&format!(
+                        "going on: {shards_done} of {shards} shards are done"
+                    ));
                 }
             }
             ProgressEvent::Item { .. } => self.0.inc(),
-            ProgressEvent::Skipped { key, reason } => self.0.say(&format!("skipped {key}: {reason}")),
+            ProgressEvent::Skipped { key, reason } => {
+                self.0.say(&format!("skipped {key}: {reason}"))
+            }
             ProgressEvent::Shard { name, .. } => self.0.note(name.clone()),
             ProgressEvent::Message(text) => self.0.say(text),
             _ => {}

@@ -19,8 +19,16 @@ use crate::{signals, train};
 
 /// The two runs: name, config, and the folder of shards it trains on.
 const RUNS: [(&str, &str, &str); 2] = [
-    ("cropmae", include_str!("../configs/smoke/cropmae.toml"), "images"),
-    ("siammae", include_str!("../configs/smoke/siammae.toml"), "clips"),
+    (
+        "cropmae",
+        include_str!("../configs/smoke/cropmae.toml"),
+        "images",
+    ),
+    (
+        "siammae",
+        include_str!("../configs/smoke/siammae.toml"),
+        "clips",
+    ),
 ];
 
 #[derive(clap::Args)]
@@ -86,7 +94,10 @@ fn make_raw(raw: &Path, out: &Output) -> Result<()> {
     if raw.is_dir() {
         return Ok(());
     }
-    out.say(format!("making pictures, clips and masks in {}", raw.display()));
+    out.say(format!(
+        "making pictures, clips and masks in {}",
+        raw.display()
+    ));
     let partial = raw.with_extension("partial");
     if partial.exists() {
         fs::remove_dir_all(&partial).with_context(|| format!("removing {}", partial.display()))?;
@@ -95,7 +106,8 @@ fn make_raw(raw: &Path, out: &Output) -> Result<()> {
     synth::write_images(&partial.join("images"), &options)?;
     synth::write_clips(&partial.join("clips"), &options)?;
     synth::write_sequences(&partial.join("sequences"), &options)?;
-    fs::rename(&partial, raw).with_context(|| format!("renaming {} to {}", partial.display(), raw.display()))
+    fs::rename(&partial, raw)
+        .with_context(|| format!("renaming {} to {}", partial.display(), raw.display()))
 }
 
 fn make_shards(raw: &Path, shards: &Path, stop: &Stop, out: &Output) -> Result<()> {
@@ -108,12 +120,17 @@ fn make_shards(raw: &Path, shards: &Path, stop: &Stop, out: &Output) -> Result<(
         out.say(format!("converting {} to {dst_name}", src.display()));
         let bar = ConvertBar::new(out);
         match source {
-            "images" => convert::imagenet(&src, &dst_name, &ImagenetOptions::default(), &bar, stop)?,
+            "images" => {
+                convert::imagenet(&src, &dst_name, &ImagenetOptions::default(), &bar, stop)?
+            }
             _ => convert::kinetics(&src, &dst_name, &KineticsOptions::default(), &bar, stop)?,
         };
         bar.finish();
         let sheet_file = shards.join(format!("{source}.png"));
-        sheet::write_png(&sheet_file, &sheet::samples(&ShardSet::open(&dst_name, "train")?, 16, 128)?)?;
+        sheet::write_png(
+            &sheet_file,
+            &sheet::samples(&ShardSet::open(&dst_name, "train")?, 16, 128)?,
+        )?;
     }
     Ok(())
 }
@@ -132,7 +149,10 @@ fn describe(report: &Report) -> String {
     let shards = report.shards.display();
     let mut text = facts([
         ("raw files", report.raw.display().to_string()),
-        ("shards", format!("{shards}/images and {shards}/clips, contact sheets {shards}/*.png")),
+        (
+            "shards",
+            format!("{shards}/images and {shards}/clips, contact sheets {shards}/*.png"),
+        ),
     ]);
     for run in &report.runs {
         let dir = run.run_dir.display();
@@ -143,8 +163,10 @@ fn describe(report: &Report) -> String {
         ));
     }
     text.push_str(&format!(
-        "\n\nnext:\n  pairquet inspect {shards}/clips\n  pairquet inspect --config configs/smoke/cropmae.toml --sheet pairs.png\n  \
-         pairquet convert imagenet /your/images sets/mine, then pairquet train configs/train/cropmae_vits16_in1k.toml --set data.path=sets/mine"
+        "\n\nnext:\n  pairquet inspect {shards}/clips\n  \
+         pairquet inspect --config configs/smoke/cropmae.toml --set data.path={shards}/images --sheet pairs.png\n  \
+         pairquet convert imagenet /your/images sets/mine\n  \
+         pairquet train configs/train/cropmae_vits16_in1k.toml --set data.path=sets/mine"
     ));
     text
 }

@@ -135,7 +135,12 @@ pub fn import(args: ImportArgs, out: &Output) -> Result<ExitCode> {
         facts([
             ("checkpoint", report.checkpoint.display().to_string()),
             ("model", sizes(&report.model)),
-            ("epoch", report.epoch.map_or_else(|| "not told".into(), |epoch| epoch.to_string())),
+            (
+                "epoch",
+                report
+                    .epoch
+                    .map_or_else(|| "not told".into(), |epoch| epoch.to_string()),
+            ),
         ])
     })?;
     Ok(ExitCode::SUCCESS)
@@ -148,11 +153,22 @@ pub fn export(args: ExportArgs, out: &Output) -> Result<ExitCode> {
         To::Torch => Target::Torch,
         To::Hf => Target::HuggingFace,
     };
-    let report = exchange::export(&args.checkpoint, &args.dst, &ExportOptions { to, probe: args.probe })?;
+    let report = exchange::export(
+        &args.checkpoint,
+        &args.dst,
+        &ExportOptions {
+            to,
+            probe: args.probe,
+        },
+    )?;
     let report = Exported {
         folder: args.dst,
         model: report.model,
-        files: report.files.into_iter().map(|file| (file.name, file.bytes, file.sha256)).collect(),
+        files: report
+            .files
+            .into_iter()
+            .map(|file| (file.name, file.bytes, file.sha256))
+            .collect(),
         tensors: report.n_tensors,
         values: report.n_values,
         left_out: report.left_out,
@@ -161,11 +177,23 @@ pub fn export(args: ExportArgs, out: &Output) -> Result<ExitCode> {
         let mut text = facts([
             ("folder", report.folder.display().to_string()),
             ("model", sizes(&report.model)),
-            ("tensors", format!("{}, {} values", report.tensors, report.values)),
-            ("left out", format!("{} parameters that the target has no place for", report.left_out.len())),
+            (
+                "tensors",
+                format!("{}, {} values", report.tensors, report.values),
+            ),
+            (
+                "left out",
+                format!(
+                    "{} parameters that the target has no place for",
+                    report.left_out.len()
+                ),
+            ),
         ]);
         for (name, bytes, sha256) in &report.files {
-            text.push_str(&format!("\n  {name}  {}  sha256 {sha256}", human_bytes(*bytes)));
+            text.push_str(&format!(
+                "\n  {name}  {}  sha256 {sha256}",
+                human_bytes(*bytes)
+            ));
         }
         text
     })?;
@@ -173,7 +201,8 @@ pub fn export(args: ExportArgs, out: &Output) -> Result<ExitCode> {
 }
 
 fn sizes(model: &ModelConfig) -> String {
-    let known = |size: Option<usize>| size.map_or_else(|| "?".into(), |size: usize| size.to_string());
+    let known =
+        |size: Option<usize>| size.map_or_else(|| "?".into(), |size: usize| size.to_string());
     format!(
         "{:?}, width {}, depth {}, patches of {}, pictures of {}",
         model.kind,

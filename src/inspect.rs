@@ -71,20 +71,36 @@ struct Sample {
 
 /// Runs the verb.
 pub fn run(args: Args, out: &Output) -> Result<ExitCode> {
-    let config = args.config.as_deref().map(|path| TrainConfig::read(path, &args.overrides)).transpose()?;
+    let config = args
+        .config
+        .as_deref()
+        .map(|path| TrainConfig::read(path, &args.overrides))
+        .transpose()?;
     let path = match (&args.path, &config) {
         (Some(path), _) => path.clone(),
         (None, Some(config)) => config.data.path.clone(),
-        (None, None) => return Err(Usage("name a shard set, or a config with --config".into()).into()),
+        (None, None) => {
+            return Err(Usage("name a shard set, or a config with --config".into()).into());
+        }
     };
-    let set = open(&path, args.split.as_deref().or(config.as_ref().map(|config| config.data.split.as_str())))?;
+    let set = open(
+        &path,
+        args.split
+            .as_deref()
+            .or(config.as_ref().map(|config| config.data.split.as_str())),
+    )?;
 
     if let Some(file) = &args.sheet {
         let picture = match &config {
             Some(config) => {
                 let mut data = config.data.clone();
                 data.path.clone_from(&path);
-                sheet::views(&data, config.seed, args.samples as usize, data.size.min(CELL_PX))?
+                sheet::views(
+                    &data,
+                    config.seed,
+                    args.samples as usize,
+                    data.size.min(CELL_PX),
+                )?
             }
             None => sheet::samples(&set, args.samples, CELL_PX)?,
         };
@@ -110,7 +126,11 @@ fn open(path: &str, split: Option<&str>) -> Result<ShardSet> {
 
 fn report(path: String, set: &ShardSet, rows: u64) -> Result<Report> {
     let manifest = set.manifest();
-    let split = manifest.splits.get(set.split()).cloned().unwrap_or_default();
+    let split = manifest
+        .splits
+        .get(set.split())
+        .cloned()
+        .unwrap_or_default();
     let (footer, _) = set.columns(0, &[])?;
     Ok(Report {
         path,
@@ -125,15 +145,20 @@ fn report(path: String, set: &ShardSet, rows: u64) -> Result<Report> {
         skipped: manifest.skipped.count,
         options: manifest.options.clone(),
         schema: footer.schema().to_owned(),
-        first_samples: (0..rows.min(set.n_samples())).map(|index| sample(set, index)).collect::<Result<_>>()?,
+        first_samples: (0..rows.min(set.n_samples()))
+            .map(|index| sample(set, index))
+            .collect::<Result<_>>()?,
     })
 }
 
 fn sample(set: &ShardSet, index: u64) -> Result<Sample> {
     let sample = set.sample(index)?;
     let picture = set.picture(index, 0)?;
-    let size = pipeline::codec::probe(&picture).map_err(|error| anyhow::anyhow!("{}: {error}", sample.key))?;
-    let class = sample.label.and_then(|label| set.class_names().get(usize::try_from(label).ok()?));
+    let size = pipeline::codec::probe(&picture)
+        .map_err(|error| anyhow::anyhow!("{}: {error}", sample.key))?;
+    let class = sample
+        .label
+        .and_then(|label| set.class_names().get(usize::try_from(label).ok()?));
     Ok(Sample {
         key: sample.key,
         label: sample.label,
@@ -151,20 +176,49 @@ fn describe(report: &Report) -> String {
         Kind::Clips => ("clips", "frames"),
     };
     let mut text = facts([
-        ("set", format!("{}, split {} of {}", report.path, report.split, report.splits.join(", "))),
-        ("holds", format!("{} {what}, {} {pictures}, {} classes", report.samples, report.rows, report.classes)),
-        ("size", format!("{} in {} shards", human_bytes(report.bytes), report.shards)),
+        (
+            "set",
+            format!(
+                "{}, split {} of {}",
+                report.path,
+                report.split,
+                report.splits.join(", ")
+            ),
+        ),
+        (
+            "holds",
+            format!(
+                "{} {what}, {} {pictures}, {} classes",
+                report.samples, report.rows, report.classes
+            ),
+        ),
+        (
+            "size",
+            format!("{} in {} shards", human_bytes(report.bytes), report.shards),
+        ),
         ("skipped", report.skipped.to_string()),
-        ("options", serde_json::Value::Object(report.options.clone()).to_string()),
+        (
+            "options",
+            serde_json::Value::Object(report.options.clone()).to_string(),
+        ),
     ]);
     text.push_str(&format!("\n\n{}\n\n", report.schema.trim_end()));
     let mut table = Table::new();
     table.load_style(presets::UTF8_BORDERS_ONLY);
-    table.set_header(["key", "label", "class", "frames", "size", "bytes of the first"]);
+    table.set_header([
+        "key",
+        "label",
+        "class",
+        "frames",
+        "size",
+        "bytes of the first",
+    ]);
     for sample in &report.first_samples {
         table.add_row([
             sample.key.clone(),
-            sample.label.map_or_else(|| "-".into(), |label| label.to_string()),
+            sample
+                .label
+                .map_or_else(|| "-".into(), |label| label.to_string()),
             sample.class.clone().unwrap_or_else(|| "-".into()),
             sample.frames.to_string(),
             format!("{} x {}", sample.width, sample.height),

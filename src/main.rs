@@ -22,7 +22,12 @@ use crate::output::Output;
 
 /// Video or images? Parquet shards, a deterministic loader, and training of siamese masked autoencoders.
 #[derive(Parser)]
-#[command(name = "pairquet", version, propagate_version = true, infer_subcommands = true)]
+#[command(
+    name = "pairquet",
+    version,
+    propagate_version = true,
+    infer_subcommands = true
+)]
 struct Cli {
     #[command(subcommand)]
     verb: Verb,

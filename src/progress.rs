@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::output::Output;
+use crate::output::{Output, talk};
 
 /// Between two lines of a progress that goes to a file or a pipe.
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -25,14 +25,23 @@ impl Bar {
         let terminal = stderr().is_terminal();
         let bar = ProgressBar::with_draw_target(
             None,
-            if shown && terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() },
+            if shown && terminal {
+                ProgressDrawTarget::stderr()
+            } else {
+                ProgressDrawTarget::hidden()
+            },
         );
-        let template =
-            format!("{what} [{{bar:28}}] {{human_pos}}/{{human_len}} {unit}  {{per_sec}}  {{eta}} left  {{msg}}");
+        let template = format!(
+            "{what} [{{bar:28}}] {{human_pos}}/{{human_len}} {unit}  {{per_sec}}  {{eta}} left  {{msg}}"
+        );
         if let Ok(style) = ProgressStyle::with_template(&template) {
             bar.set_style(style.progress_chars("=> "));
         }
-        Self { bar, lines: (shown && !terminal).then(|| Mutex::new(Instant::now())), what }
+        Self {
+            bar,
+            lines: (shown && !terminal).then(|| Mutex::new(Instant::now())),
+            what,
+        }
     }
 
     /// The number of things to do.
@@ -60,7 +69,7 @@ impl Bar {
     /// A line above the bar.
     pub fn say(&self, text: &str) {
         if self.lines.is_some() {
-            eprintln!("{text}");
+            talk(text);
         } else {
             self.bar.println(text);
         }
@@ -76,9 +85,17 @@ impl Bar {
         let Ok(mut last) = last.lock() else { return };
         if last.elapsed() >= LINE_EVERY {
             *last = Instant::now();
-            let total = self.bar.length().map_or_else(String::new, |n| format!("/{n}"));
+            let total = self
+                .bar
+                .length()
+                .map_or_else(String::new, |n| format!("/{n}"));
             let left = self.bar.eta().as_secs();
-            eprintln!("{} {}{total}, about {left} s left  {}", self.what, self.bar.position(), self.bar.message());
+            talk(&format!(
+                "{} {}{total}, about {left} s left  {}",
+                self.what,
+                self.bar.position(),
+                self.bar.message()
+            ));
         }
     }
 }

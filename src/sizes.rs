@@ -6,7 +6,9 @@
 /// A sentence that names the text and what was expected.
 pub fn parse_bytes(text: &str) -> Result<u64, String> {
     let bad = || format!("`{text}` is not a size, expected for example 256MiB, 64MB or 1048576");
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
     let number: f64 = text[..digits].parse().map_err(|_| bad())?;
     let unit = match text[digits..].trim().to_ascii_lowercase().as_str() {
         "" | "b" => 1u64,
@@ -20,7 +22,9 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
     };
     let bytes = number * unit as f64;
     if bytes < 1.0 || bytes > (1u64 << 50) as f64 {
-        return Err(format!("`{text}` is out of range, expected 1 byte to 1024 TiB"));
+        return Err(format!(
+            "`{text}` is out of range, expected 1 byte to 1024 TiB"
+        ));
     }
     Ok(bytes as u64)
 }

@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use pipeline::Stop;
+use trainer::exchange::IMPORT_FILE;
 use trainer::{Progress, Summary, TrainConfig};
 
 use crate::output::{Output, facts};
@@ -36,11 +37,23 @@ pub fn run(args: Args, out: &Output) -> Result<ExitCode> {
         out.result(&config, |_| text)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let dir = args.out.unwrap_or_else(|| Path::new("runs").join(&config.name));
+    let dir = args
+        .out
+        .unwrap_or_else(|| Path::new("runs").join(&config.name));
+    if dir.join(IMPORT_FILE).exists() {
+        bail!(
+            "{} is an imported checkpoint and no run: start from it with --set init={0} and another --out",
+            dir.display()
+        );
+    }
     let stop = signals::stop_on_signal(out)?;
     let summary = train(&config, &dir, &stop, out)?;
     out.result(&summary, describe)?;
-    Ok(if summary.stopped { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(if summary.stopped {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
 }
 
 /// Trains with a progress bar; also used by the demo.
@@ -65,10 +78,32 @@ pub fn train(config: &TrainConfig, dir: &Path, stop: &Stop, out: &Output) -> Res
 
 fn describe(summary: &Summary) -> String {
     facts([
-        ("steps", format!("{}{}", summary.steps, if summary.stopped { " (stopped; the same command goes on)" } else { "" })),
+        (
+            "steps",
+            format!(
+                "{}{}",
+                summary.steps,
+                if summary.stopped {
+                    " (stopped; the same command goes on)"
+                } else {
+                    ""
+                }
+            ),
+        ),
         ("loss", losses(summary)),
-        ("speed", format!("{:.1} pairs/s, {:.0} % of the time waiting for data", summary.pairs_per_s, summary.data_wait_pct)),
-        ("peak memory", summary.peak_memory_bytes.map_or_else(|| "unknown".into(), human_bytes)),
+        (
+            "speed",
+            format!(
+                "{:.1} pairs/s, {:.0} % of the time waiting for data",
+                summary.pairs_per_s, summary.data_wait_pct
+            ),
+        ),
+        (
+            "peak memory",
+            summary
+                .peak_memory_bytes
+                .map_or_else(|| "unknown".into(), human_bytes),
+        ),
         ("run folder", summary.run_dir.display().to_string()),
     ])
 }

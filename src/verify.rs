@@ -37,10 +37,24 @@ pub fn run(args: Args, out: &Output) -> Result<ExitCode> {
         }
         text + &facts([
             ("shards", report.shards.to_string()),
-            ("rows", format!("{}, {} of them good", report.rows, report.good_rows)),
+            (
+                "rows",
+                format!("{}, {} of them good", report.rows, report.good_rows),
+            ),
             ("bytes", human_bytes(report.bytes)),
-            ("result", if report.is_clean() { "clean".into() } else { format!("{} findings", report.n_findings) }),
+            (
+                "result",
+                if report.is_clean() {
+                    "clean".into()
+                } else {
+                    format!("{} findings", report.n_findings)
+                },
+            ),
         ])
     })?;
-    Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if report.is_clean() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }

@@ -3,6 +3,8 @@
 //! Parquet's own decoder is not used here: it trusts lengths in page headers, and the encodings that the format
 //! allows (PLAIN, and a PLAIN dictionary) take a page of code.
 
+use std::sync::Arc;
+
 use crate::error::{Malformed, malformed};
 use crate::levels;
 use crate::page::{PageHeader, PageKind, split_u32};
@@ -10,8 +12,8 @@ use crate::page::{PageHeader, PageKind, split_u32};
 /// The small columns of a shard, one entry a row; a column that was not read is empty.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ShardColumns {
-    /// `key` of an image, or `clip` of a frame.
-    pub names: Vec<String>,
+    /// `key` of an image, or `clip` of a frame; rows that share a dictionary's entry share its memory.
+    pub names: Vec<Arc<str>>,
     /// `frame`.
     pub frames: Vec<i32>,
     /// `n_frames`.

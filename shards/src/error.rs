@@ -122,7 +122,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the fault is one row's alone, so that a reader may skip the sample, count it and go on.
+    /// Whether the fault is one row's alone, and not its shard's, so that a reader may skip the sample, count it and go on.
     pub fn is_bad_sample(&self) -> bool {
         matches!(self, Error::Row { .. })
     }

@@ -1,6 +1,9 @@
 //! A shard's footer and offset index: where its pages and columns lie. Performs no I/O.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use parquet::basic::CompressionCodec;
@@ -13,7 +16,7 @@ use crate::columns::{self, ShardColumns};
 use crate::error::{Malformed, Result, malformed};
 use crate::metadata::{META_FORMAT, META_KIND};
 use crate::offset_index::{PicturePlaces, picture_places};
-use crate::schema::{Column, FORMAT_VERSION, Kind};
+use crate::schema::{Column, FORMAT_VERSION, Kind, MAX_NAME_BYTES};
 
 /// Bytes at the very end: the footer's length and the magic number.
 const TRAILER_BYTES: u64 = 8;
@@ -151,10 +154,15 @@ fn decode(
 ) -> std::result::Result<(), Malformed> {
     match column {
         Column::Key | Column::Clip => {
-            for name in columns::required::<&[u8]>(chunk, n_rows)? {
-                let name = std::str::from_utf8(name)
-                    .map_err(|_| malformed!("a name that is not UTF-8"))?;
-                into.names.push(name.to_owned());
+            // By its place in the chunk, which the rows that share a dictionary's entry share. A copy for each row could
+            // take thousands of times the bytes that were read.
+            let mut known: HashMap<*const u8, Arc<str>> = HashMap::new();
+            for bytes in columns::required::<&[u8]>(chunk, n_rows)? {
+                let name = match known.entry(bytes.as_ptr()) {
+                    Entry::Occupied(known) => known.into_mut(),
+                    Entry::Vacant(place) => place.insert(checked_name(bytes)?.into()),
+                };
+                into.names.push(Arc::clone(name));
             }
         }
         Column::Frame => into.frames.extend(columns::required::<i32>(chunk, n_rows)?),
@@ -183,6 +191,16 @@ fn decode(
         }
     }
     Ok(())
+}
+
+fn checked_name(name: &[u8]) -> std::result::Result<&str, Malformed> {
+    if name.len() > MAX_NAME_BYTES {
+        return Err(malformed!(
+            "a name of {} bytes, expected at most {MAX_NAME_BYTES}",
+            name.len()
+        ));
+    }
+    std::str::from_utf8(name).map_err(|_| malformed!("a name that is not UTF-8"))
 }
 
 fn checked_label(label: i64) -> std::result::Result<i32, Malformed> {
@@ -435,4 +453,17 @@ fn leaves(file: &FileMetaData, kind: Kind) -> std::result::Result<Vec<usize>, Ma
         Ok(leaf)
     };
     Column::of(kind).iter().map(leaf_of).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_have_a_longest_length() {
+        let longest = [b'a'; MAX_NAME_BYTES];
+        assert_eq!(checked_name(&longest).map(str::len), Ok(MAX_NAME_BYTES));
+        assert!(checked_name(&[b'a'; MAX_NAME_BYTES + 1]).is_err());
+        assert!(checked_name(b"\xff").is_err());
+    }
 }

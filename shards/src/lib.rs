@@ -45,8 +45,9 @@ pub use page::slice_picture;
 pub use reader::{IndexedSample, ShardIndex, index_columns};
 pub use schema::{
     CREATED_BY, ClassName, ClipRow, Column, FORMAT_VERSION, FrameRow, ImageRow, Kind,
+    MAX_NAME_BYTES,
 };
 pub use set::{GroupRef, SampleRef, ShardSet};
-pub use storage::{ObjectWriter, Store, Written};
+pub use storage::{Lock, ObjectWriter, Sharing, Store, Written, is_remote};
 pub use verify::{Finding, Progress, VerifyReport, verify, verify_in};
 pub use writer::{MAX_PICTURE_BYTES, MAX_ROW_GROUP_BYTES, ShardCounts, ShardSpec, ShardWriter};

@@ -24,7 +24,7 @@ pub struct Manifest {
     pub splits: BTreeMap<String, SplitManifest>,
     /// The classes, in order of their labels; empty if the set has none.
     pub class_names: Vec<ClassName>,
-    /// The options of the conversion.
+    /// For each split the options of its conversion.
     pub options: Map<String, Value>,
     /// What the conversion left out.
     pub skipped: Skipped,

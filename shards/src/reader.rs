@@ -82,6 +82,9 @@ impl ShardIndex {
                 malformed!("columns of {lens:?} rows, expected {n_rows}").in_shard(&footer.shard)
             );
         }
+        // Names are unique, so together they are no longer than what was read of them.
+        let names = footer.column_ranges(&[Column::Key, Column::Clip]);
+        let most_name_bytes = names.iter().map(|chunk| chunk.end - chunk.start).sum();
         let mut index = ShardIndex {
             shard: footer.shard,
             groups: Vec::with_capacity(footer.groups.len()),
@@ -101,7 +104,7 @@ impl ShardIndex {
                 first_sample,
             });
             index.ends.extend(group.pictures.ends);
-            index.add_samples(columns, first_row..index.ends.len(), clips)?;
+            index.add_samples(columns, first_row..index.ends.len(), clips, most_name_bytes)?;
         }
         if clips {
             index.first_rows.push(n_rows as u32);
@@ -119,6 +122,7 @@ impl ShardIndex {
         columns: &ShardColumns,
         rows: Range<usize>,
         clips: bool,
+        most_name_bytes: u64,
     ) -> Result<()> {
         let mut row = rows.start;
         while row < rows.end {
@@ -134,7 +138,15 @@ impl ShardIndex {
             self.labels.push(columns.labels[row].unwrap_or(NO_LABEL));
             self.names.push_str(&columns.names[row]);
             let name_end = u32::try_from(self.names.len())
-                .map_err(|_| malformed!("names of more than 4 GiB").in_shard(&self.shard))?;
+                .ok()
+                .filter(|&end| u64::from(end) <= most_name_bytes)
+                .ok_or_else(|| {
+                    malformed!(
+                        "samples that share a name, or more than 4 GiB of names: {:?}",
+                        columns.names[row]
+                    )
+                    .in_shard(&self.shard)
+                })?;
             self.name_ends.push(name_end);
             row += n_rows;
         }

@@ -13,6 +13,9 @@ use crate::error::{Malformed, malformed};
 /// Version of the shard format that this crate writes and reads.
 pub const FORMAT_VERSION: u32 = 1;
 
+/// Longest `key` or `clip` in bytes: as much as a path of Linux.
+pub const MAX_NAME_BYTES: usize = 4096;
+
 /// `created_by` of every shard. A constant, so that a shard's bytes depend on its rows alone.
 pub const CREATED_BY: &str = "pairquet version 1.0.0";
 

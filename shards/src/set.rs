@@ -51,8 +51,9 @@ pub struct ShardSet {
 
 struct LazyShard {
     entry: ShardEntry,
-    index: OnceLock<ShardIndex>,
-    /// Held while the index is read, so that it is read once. A failed read is tried again by the next who asks.
+    /// Or what is wrong with the shard, so that it is not read again for each of its samples.
+    index: OnceLock<std::result::Result<ShardIndex, Malformed>>,
+    /// Held while the index is read, so that it is read once. Where the store failed, the next who asks tries again.
     loading: Mutex<()>,
 }
 
@@ -217,7 +218,7 @@ impl ShardSet {
     pub fn index_memory_bytes(&self) -> usize {
         self.shards
             .iter()
-            .filter_map(|shard| shard.index.get())
+            .filter_map(|shard| shard.index.get()?.as_ref().ok())
             .map(ShardIndex::memory_bytes)
             .sum()
     }
@@ -241,15 +242,22 @@ impl ShardSet {
             index,
             loading,
         } = &self.shards[shard];
-        if let Some(index) = index.get() {
-            return Ok(index);
-        }
-        let _one_at_a_time = loading.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(index) = index.get() {
-            return Ok(index);
-        }
-        let read = read_index(&self.store, self.manifest.kind, entry)?;
-        Ok(index.get_or_init(|| read))
+        let known = match index.get() {
+            Some(known) => known,
+            None => {
+                let _one_at_a_time = loading.lock().unwrap_or_else(PoisonError::into_inner);
+                match index.get() {
+                    Some(known) => known,
+                    None => {
+                        let read = read_index(&self.store, self.manifest.kind, entry)?;
+                        index.get_or_init(|| read)
+                    }
+                }
+            }
+        };
+        known
+            .as_ref()
+            .map_err(|fault| fault.clone().in_shard(&entry.name))
     }
 }
 
@@ -263,8 +271,22 @@ impl LazyShard {
     }
 }
 
-/// Reads a shard's index, and checks that it is the shard the manifest speaks of.
-pub(crate) fn read_index(store: &Store, kind: Kind, entry: &ShardEntry) -> Result<ShardIndex> {
+/// Reads a shard's index, and checks that it is the shard the manifest speaks of. Gives the shard's fault apart from
+/// the store's: without an index no row can be read, so a fault in one row is the whole shard's here.
+fn read_index(
+    store: &Store,
+    kind: Kind,
+    entry: &ShardEntry,
+) -> Result<std::result::Result<ShardIndex, Malformed>> {
+    match read_checked_index(store, kind, entry) {
+        Ok(index) => Ok(Ok(index)),
+        Err(Error::Shard { reason, .. }) => Ok(Err(Malformed(reason))),
+        Err(Error::Row { row, reason, .. }) => Ok(Err(malformed!("row {row}: {reason}"))),
+        Err(error) => Err(error),
+    }
+}
+
+fn read_checked_index(store: &Store, kind: Kind, entry: &ShardEntry) -> Result<ShardIndex> {
     let footer = read_footer(store, entry)?;
     check_footer(&footer, kind, entry).map_err(|fault| fault.in_shard(&entry.name))?;
     let columns = read_columns(store, &footer, entry, index_columns(kind))?;

@@ -5,7 +5,9 @@ use crate::support::{demo_set, fails, json, ok, utf8};
 #[test]
 fn help_names_every_verb() {
     let help = ok(&["--help"]);
-    for verb in ["convert", "inspect", "verify", "train", "demo"] {
+    for verb in [
+        "convert", "inspect", "verify", "train", "import", "export", "demo",
+    ] {
         assert!(help.contains(verb), "{verb} is missing from\n{help}");
         assert!(ok(&[verb, "--help"]).contains("Usage"));
     }
@@ -16,11 +18,33 @@ fn a_wrong_command_is_2_and_says_what_was_wrong() {
     for (args, named) in [
         (&["frobnicate"][..], "frobnicate"),
         (&["verify"], "<SET>"),
-        (&["convert", "imagenet", "src", "dst", "--shard-size", "12 parsecs"], "12 parsecs"),
-        (&["convert", "imagenet", "src", "dst", "--max-bad", "101%"], "101%"),
-        (&["convert", "kinetics", "src", "dst", "--part", "3/2"], "3/2"),
-        (&["convert", "kinetics", "src", "dst", "--frames", "9..3"], "9..3"),
-        (&["convert", "imagenet", "src", "dst", "--quality", "0"], "0"),
+        (
+            &[
+                "convert",
+                "imagenet",
+                "src",
+                "dst",
+                "--shard-size",
+                "12 parsecs",
+            ],
+            "12 parsecs",
+        ),
+        (
+            &["convert", "imagenet", "src", "dst", "--max-bad", "101%"],
+            "101%",
+        ),
+        (
+            &["convert", "kinetics", "src", "dst", "--part", "3/2"],
+            "3/2",
+        ),
+        (
+            &["convert", "kinetics", "src", "dst", "--frames", "9..3"],
+            "9..3",
+        ),
+        (
+            &["convert", "imagenet", "src", "dst", "--quality", "0"],
+            "0",
+        ),
         (&["demo", "--only", "everything"], "everything"),
         (&["inspect"], "shard set"),
     ] {
@@ -56,6 +80,9 @@ fn a_config_with_a_wrong_value_is_named_before_anything_is_opened() {
         ("data.flip_p=-1", "flip_p"),
         ("device=abacus", "abacus"),
         ("model.num_heads=7", "num_heads"),
+        ("model.depth=100000000", "100000000"),
+        ("model.embed_dim=960000", "960000"),
+        ("data.size=65", "data.size"),
         ("nonsense", "nonsense"),
     ] {
         let message = fails(1, &["train", config, "--set", change, "--print-config"]);
@@ -89,7 +116,10 @@ fn inspect_tells_what_is_there() {
     let clips = report["samples"].as_u64().unwrap();
     assert!(clips > 1 && frames > 10 * clips, "{report}");
     let text = ok(&["inspect", utf8(&set)]);
-    assert!(text.contains("time_us") && text.contains(&clips.to_string()), "{text}");
+    assert!(
+        text.contains("time_us") && text.contains(&clips.to_string()),
+        "{text}"
+    );
 }
 
 #[test]
@@ -97,11 +127,28 @@ fn contact_sheets_show_samples_and_pairs() {
     let dir = tempfile::tempdir().unwrap();
     let (samples, pairs) = (dir.path().join("samples.png"), dir.path().join("pairs.png"));
     let set = demo_set().join("shards/images");
-    ok(&["inspect", utf8(&set), "--sheet", utf8(&samples), "--samples", "4"]);
+    ok(&[
+        "inspect",
+        utf8(&set),
+        "--sheet",
+        utf8(&samples),
+        "--samples",
+        "4",
+    ]);
     let config = concat!(env!("CARGO_MANIFEST_DIR"), "/configs/smoke/cropmae.toml");
-    ok(&["inspect", utf8(&set), "--config", config, "--sheet", utf8(&pairs), "--samples", "4"]);
+    ok(&[
+        "inspect",
+        utf8(&set),
+        "--config",
+        config,
+        "--sheet",
+        utf8(&pairs),
+        "--samples",
+        "4",
+    ]);
     for file in [samples, pairs] {
-        let decoder = png::Decoder::new(std::io::BufReader::new(std::fs::File::open(&file).unwrap()));
+        let decoder =
+            png::Decoder::new(std::io::BufReader::new(std::fs::File::open(&file).unwrap()));
         let info = decoder.read_info().unwrap();
         assert!(info.info().width > 200, "{}", file.display());
     }

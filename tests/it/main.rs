@@ -5,6 +5,7 @@
 
 mod cli;
 mod convert;
+mod exchange;
 mod real_data;
 mod support;
 mod train;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
@@ -23,7 +24,12 @@ pub fn run(args: &[&str]) -> Output {
 /// Runs the program, expects exit code 0, and returns its standard output.
 pub fn ok(args: &[&str]) -> String {
     let output = run(args);
-    assert!(output.status.success(), "pairquet {}\n{}", args.join(" "), text(&output.stderr));
+    assert!(
+        output.status.success(),
+        "pairquet {}\n{}",
+        args.join(" "),
+        text(&output.stderr)
+    );
     text(&output.stdout)
 }
 
@@ -38,7 +44,12 @@ pub fn json(args: &[&str]) -> Value {
 pub fn fails(code: i32, args: &[&str]) -> String {
     let output = run(args);
     let message = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(code), "pairquet {}\n{message}", args.join(" "));
+    assert_eq!(
+        output.status.code(),
+        Some(code),
+        "pairquet {}\n{message}",
+        args.join(" ")
+    );
     assert!(!message.contains("panicked"), "{message}");
     message
 }
@@ -68,7 +79,10 @@ pub fn tree(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 
 /// The parts of a shard set that must not depend on how it came about: shards and manifest.
 pub fn shard_bytes(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    tree(dir).into_iter().filter(|(path, _)| !path.starts_with(".pairquet")).collect()
+    tree(dir)
+        .into_iter()
+        .filter(|(path, _)| !path.starts_with(".pairquet"))
+        .collect()
 }
 
 /// `path` as UTF-8.
@@ -78,13 +92,21 @@ pub fn utf8(path: &Path) -> &str {
 
 /// Folder of real data, if it is here; says aloud when it is not.
 pub fn shared(what: &str) -> Option<PathBuf> {
-    let root = std::env::var_os("PAIRQUET_SHARED_DIR")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"), PathBuf::from);
+    let root = std::env::var_os("PAIRQUET_SHARED_DIR").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"),
+        PathBuf::from,
+    );
     let path = root.join("data").join(what);
     if path.is_dir() {
         return Some(path);
     }
-    eprintln!("SKIPPED: no real data at {}", path.display());
+    // Written past the test harness, which hides what a passing test prints.
+    writeln!(
+        std::io::stderr(),
+        "SKIPPED: no real data at {}",
+        path.display()
+    )
+    .expect("standard error");
     None
 }
 
@@ -93,7 +115,14 @@ pub fn demo_set() -> &'static Path {
     static SET: OnceLock<tempfile::TempDir> = OnceLock::new();
     SET.get_or_init(|| {
         let dir = tempfile::tempdir().expect("a temporary folder");
-        ok(&["demo", "--quiet", "--only", "shards", "--out", utf8(dir.path())]);
+        ok(&[
+            "demo",
+            "--quiet",
+            "--only",
+            "shards",
+            "--out",
+            utf8(dir.path()),
+        ]);
         dir
     })
     .path()

@@ -7,7 +7,13 @@ use crate::support::{demo_set, json, ok, run, text, tree, utf8};
 #[test]
 fn a_flipped_byte_a_cut_shard_and_a_missing_one_are_found() {
     let set = demo_set().join("shards/images");
-    assert_eq!(json(&["verify", utf8(&set)])["findings"].as_array().unwrap().len(), 0);
+    assert_eq!(
+        json(&["verify", utf8(&set)])["findings"]
+            .as_array()
+            .unwrap()
+            .len(),
+        0
+    );
 
     let dir = tempfile::tempdir().unwrap();
     for (path, bytes) in tree(&set) {
@@ -25,7 +31,11 @@ fn a_flipped_byte_a_cut_shard_and_a_missing_one_are_found() {
 
     let mut flipped = whole.clone();
     flipped[whole.len() / 3] ^= 0x10;
-    for (damage, bytes) in [("flip", Some(flipped)), ("cut", Some(whole[..whole.len() / 2].to_vec())), ("gone", None)] {
+    for (damage, bytes) in [
+        ("flip", Some(flipped)),
+        ("cut", Some(whole[..whole.len() / 2].to_vec())),
+        ("gone", None),
+    ] {
         match bytes {
             Some(bytes) => fs::write(&shard, bytes).unwrap(),
             None => fs::remove_file(&shard).unwrap(),

@@ -536,18 +536,30 @@ mod tests {
             std::fs::write(&path, text).unwrap();
             path
         };
-        write("base.toml", "name = \"base\"\n[model]\ndepth = 3\nmask_ratio = 0.5\n");
+        write(
+            "base.toml",
+            "name = \"base\"\n[model]\ndepth = 3\nmask_ratio = 0.5\n",
+        );
         let over = write("over.toml", "extends = \"base.toml\"\n[model]\ndepth = 5\n");
         let config = TrainConfig::read(&over, &["seed=7"]).unwrap();
         assert_eq!((config.name.as_str(), config.seed), ("base", 7));
-        assert_eq!((config.model.depth, config.model.mask_ratio), (Some(5), Some(0.5)));
+        assert_eq!(
+            (config.model.depth, config.model.mask_ratio),
+            (Some(5), Some(0.5))
+        );
 
         let circle = write("circle.toml", "extends = \"circle.toml\"\n");
         for (path, named) in [
             (circle, "extends more than 8 files"),
             (write("number.toml", "extends = 3\n"), "extends is 3"),
-            (write("gone.toml", "extends = \"nowhere.toml\"\n"), "nowhere.toml"),
-            (write("typo.toml", "extends = \"base.toml\"\nsed = 1\n"), "typo.toml"),
+            (
+                write("gone.toml", "extends = \"nowhere.toml\"\n"),
+                "nowhere.toml",
+            ),
+            (
+                write("typo.toml", "extends = \"base.toml\"\nsed = 1\n"),
+                "typo.toml",
+            ),
         ] {
             let message = TrainConfig::read(&path, &[""; 0]).unwrap_err().to_string();
             assert!(message.contains(named), "{message}");

@@ -21,6 +21,7 @@ use trainer::optim::{
 
 const LOSS_ABS: f64 = 1e-6;
 const GRAD_NORM_REL: f64 = 1e-5;
+/// Beside the distance of the reference's own float32 run from float64: ours may be as far on the other side.
 const WEIGHT_ABS: f64 = 1e-5;
 const MOMENT_REL: f64 = 1e-4;
 
@@ -163,7 +164,26 @@ fn relative_gap(a: &[f64], b: &[f64]) -> f64 {
     norm(&mut a.iter().zip(b).map(|(a, b)| a - b)) / norm(&mut b.iter().copied()).max(1e-30)
 }
 
-fn check_weights(file: &str, step: u64, params: &Params, expected: &HashMap<String, Tensor>) {
+/// How far the reference's weights after `step` are from those of its float64 run, key thirds left out.
+fn reference_gap(file: &ManifestFile, step: u64) -> f64 {
+    let key = format!("weights_after_step_{step}_max_abs_vs_float64");
+    let by_name = file.meta.get(&key).and_then(|gaps| gaps.as_object());
+    by_name
+        .into_iter()
+        .flatten()
+        .filter(|(name, _)| !(name.ends_with("qkv.bias") || name.ends_with("in_proj_bias")))
+        .filter_map(|(_, gap)| gap.as_f64())
+        .fold(0.0, f64::max)
+}
+
+fn check_weights(
+    file: &ManifestFile,
+    step: u64,
+    params: &Params,
+    expected: &HashMap<String, Tensor>,
+) {
+    let allowed = WEIGHT_ABS + reference_gap(file, step);
+    let file = &file.file;
     assert_eq!(
         expected.len(),
         params.iter_trainable().count(),
@@ -176,8 +196,8 @@ fn check_weights(file: &str, step: u64, params: &Params, expected: &HashMap<Stri
         let got = without_keys(&param.name, f64s(&param.var));
         let gap = max_gap(&got, &without_keys(&param.name, f64s(expected)));
         assert!(
-            gap <= WEIGHT_ABS,
-            "{file}: {} is off by {gap:e} after step {step}",
+            gap <= allowed,
+            "{file}: {} is off by {gap:e} after step {step}, allowed {allowed:e}",
             param.name
         );
     }
@@ -270,7 +290,7 @@ fn run_trajectory(dir: &Path, file: &ManifestFile) {
         );
         let expected = under(&tensors, &format!("w{step}."));
         if !expected.is_empty() {
-            check_weights(name, step, &params, &expected);
+            check_weights(file, step, &params, &expected);
         }
     }
     assert_eq!(

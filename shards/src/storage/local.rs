@@ -1,8 +1,8 @@
 //! Files that appear whole or not at all: written under another name, flushed to the disk, renamed, and the folder
 //! flushed too, so that after a power cut a name never stands for half a file.
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::fs::{File, TryLockError};
+use std::io::{BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -23,6 +23,42 @@ pub struct Written {
     pub bytes: u64,
     /// SHA-256 of the object in lower-case hexadecimal digits.
     pub sha256: String,
+}
+
+/// Who else may hold a lock at the same time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sharing {
+    /// All who say the same.
+    Shared,
+    /// Nobody.
+    Alone,
+}
+
+/// A lock that is held until this is dropped, see [`Store::try_lock`](super::Store::try_lock).
+#[derive(Debug)]
+pub struct Lock(#[allow(dead_code)] pub(super) Option<File>); // held, never read
+
+pub(super) fn try_lock(path: &Path, sharing: Sharing) -> Result<Option<Lock>> {
+    let io = |e| Error::io(path, e);
+    let (folder, _) = folder_and_name(path)?;
+    std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+        .map_err(io)?;
+    let taken = match sharing {
+        Sharing::Shared => file.try_lock_shared(),
+        Sharing::Alone => file.try_lock(),
+    };
+    match taken {
+        Ok(()) => Ok(Some(Lock(Some(file)))),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(e)) if e.kind() == ErrorKind::Unsupported => Ok(Some(Lock(None))),
+        Err(TryLockError::Error(e)) => Err(io(e)),
+    }
 }
 
 /// Writes one object. Without [`commit`](Self::commit) nothing remains of it.

@@ -19,7 +19,13 @@ use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
 
 use crate::error::{Error, Result};
 pub(crate) use local::hex;
-pub use local::{ObjectWriter, Written};
+pub use local::{Lock, ObjectWriter, Sharing, Written};
+
+/// Whether an address is that of a bucket and not of a disk.
+pub fn is_remote(uri: &str) -> bool {
+    uri.split_once("://")
+        .is_some_and(|(scheme, _)| scheme != "file")
+}
 
 /// A folder on a disk, or a prefix in a bucket. Paths are relative to it, with `/` between their parts.
 #[derive(Clone)]
@@ -49,23 +55,23 @@ impl Store {
             path: uri.to_owned(),
             reason,
         };
+        if is_remote(uri) {
+            return Err(Error::UnsupportedStore {
+                uri: uri.to_owned(),
+                scheme: uri.split("://").next().unwrap_or_default().to_owned(),
+            });
+        }
         let prefix = match uri.split_once("://") {
             None if uri.is_empty() => return Err(bad("an empty path".to_owned())),
             None => {
                 let absolute = std::path::absolute(uri).map_err(|e| bad(e.to_string()))?;
                 Path::from_absolute_path(absolute).map_err(|e| bad(e.to_string()))?
             }
-            Some(("file", path)) if path.starts_with('/') => {
+            Some((_, path)) if path.starts_with('/') => {
                 Path::from_url_path(path).map_err(|e| bad(e.to_string()))?
             }
-            Some(("file", _)) => {
+            Some(_) => {
                 return Err(bad("expected file:// and an absolute path".to_owned()));
-            }
-            Some((scheme, _)) => {
-                return Err(Error::UnsupportedStore {
-                    uri: uri.to_owned(),
-                    scheme: scheme.to_owned(),
-                });
             }
         };
         let disk = LocalFileSystem::new();
@@ -99,6 +105,27 @@ impl Store {
     /// The address, as it was opened.
     pub fn uri(&self) -> &str {
         &self.uri
+    }
+
+    /// The folder, if this is a disk.
+    pub fn folder(&self) -> Option<&std::path::Path> {
+        self.folder.as_deref()
+    }
+
+    /// Takes a lock file, made if it is not there; `None` if somebody else holds it in a way that excludes this one.
+    ///
+    /// The lock ends when it is dropped, or its process in whatever way. Its file stays: to remove it could take it
+    /// from under somebody who waits. Always granted where there are no locks: in a bucket, and on network disks
+    /// without them.
+    ///
+    /// # Errors
+    /// The operating system's error.
+    pub fn try_lock(&self, path: &str, sharing: Sharing) -> Result<Option<Lock>> {
+        self.place(path)?;
+        match &self.folder {
+            Some(folder) => local::try_lock(&folder.join(path), sharing),
+            None => Ok(Some(Lock(None))),
+        }
     }
 
     /// What to call an object in a message.

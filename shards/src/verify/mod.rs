@@ -55,7 +55,7 @@ impl std::fmt::Display for Finding {
 pub struct VerifyReport {
     /// Shards of all splits.
     pub shards: u64,
-    /// Rows that were read and are as they must be.
+    /// Rows that were read and are as they must be: those without a finding of their own.
     pub good_rows: u64,
     /// Rows that the manifest speaks of.
     pub rows: u64,

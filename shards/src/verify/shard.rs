@@ -29,6 +29,8 @@ pub(super) struct ShardCheck<'a> {
     pub(super) findings: Vec<Finding>,
     pub(super) n_findings: u64,
     pub(super) good_rows: u64,
+    /// Rows with findings.
+    bad_rows: BTreeSet<u64>,
     pub(super) bytes_read: u64,
 }
 
@@ -47,6 +49,7 @@ impl<'a> ShardCheck<'a> {
             findings: Vec::new(),
             n_findings: 0,
             good_rows: 0,
+            bad_rows: BTreeSet::new(),
             bytes_read: 0,
         }
     }
@@ -284,7 +287,7 @@ impl<'a> ShardCheck<'a> {
             let page =
                 bytes.slice((page.start - piece.start) as usize..(page.end - piece.start) as usize);
             match index.picture(row, &page) {
-                Ok(_) => self.good_rows += 1,
+                Ok(_) => self.good_rows += u64::from(!self.bad_rows.contains(&row)),
                 Err(error) => self.note_error(error)?,
             }
         }
@@ -307,6 +310,7 @@ impl<'a> ShardCheck<'a> {
 
     fn keep(&mut self, finding: Finding) {
         self.n_findings += 1;
+        self.bad_rows.extend(finding.row);
         if self.findings.len() < KEPT_PER_SHARD {
             self.findings.push(finding);
         }

@@ -15,7 +15,7 @@ use parquet::file::writer::SerializedFileWriter;
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
-use crate::schema::{ClassName, ClipRow, Column, ImageRow, Kind, parquet_schema};
+use crate::schema::{ClassName, ClipRow, Column, ImageRow, Kind, MAX_NAME_BYTES, parquet_schema};
 use columns::{Row, mismatch, properties, write_column};
 
 /// Largest picture in bytes: a Parquet page's size has 31 bits, and the page holds a few bytes besides.
@@ -120,6 +120,17 @@ impl<W: Write + Send> ShardWriter<W> {
             row.label,
             row.frames.iter().map(|f| (&f.bytes, f.width, f.height)),
         )?;
+        let times = row.frames.iter().map(|frame| frame.time_us);
+        if let Some((before, after)) = times
+            .clone()
+            .zip(times.skip(1))
+            .find(|(before, after)| after < before)
+        {
+            return Err(input(
+                &row.clip,
+                format!("a frame at {after} us after one at {before} us"),
+            ));
+        }
         let n_frames = i32::try_from(row.frames.len()).map_err(|_| {
             input(
                 &row.clip,
@@ -175,8 +186,14 @@ impl<W: Write + Send> ShardWriter<W> {
         label: Option<i32>,
         pictures: impl Iterator<Item = (&'a Bytes, i32, i32)>,
     ) -> Result<()> {
-        if key.is_empty() {
-            return Err(input(key, "an empty name".to_owned()));
+        if key.is_empty() || key.len() > MAX_NAME_BYTES {
+            return Err(input(
+                key,
+                format!(
+                    "a name of {} bytes, expected 1 to {MAX_NAME_BYTES}",
+                    key.len()
+                ),
+            ));
         }
         if let Some(label) = label {
             let n_classes = self.n_classes.unwrap_or(i32::MAX as usize);

@@ -6,6 +6,7 @@ use std::cell::Cell;
 
 thread_local! {
     static LARGEST: Cell<usize> = const { Cell::new(0) };
+    static TOTAL: Cell<usize> = const { Cell::new(0) };
 }
 
 struct Watching;
@@ -16,6 +17,7 @@ static ALLOCATOR: Watching = Watching;
 fn watch(size: usize) {
     // A thread that is ending has no counter any more; what it allocates is nobody's test.
     let _ = LARGEST.try_with(|largest| largest.set(largest.get().max(size)));
+    let _ = TOTAL.try_with(|total| total.set(total.get().saturating_add(size)));
 }
 
 // SAFETY: every call is handed to the system's allocator unchanged.
@@ -42,6 +44,13 @@ unsafe impl GlobalAlloc for Watching {
         // SAFETY: the caller's promises are passed on.
         unsafe { System.dealloc(place, layout) }
     }
+}
+
+/// All allocations together, in bytes, that `work` makes in this thread, whether they are freed again or not.
+pub fn total_while(work: impl FnOnce()) -> usize {
+    TOTAL.with(|total| total.set(0));
+    work();
+    TOTAL.with(Cell::get)
 }
 
 /// The largest allocation, in bytes, that `work` makes in this thread.

@@ -9,9 +9,12 @@ use parquet::file::properties::WriterProperties;
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
 use proptest::prelude::*;
-use shards::{Error, FooterStep, Kind, Result, ShardFooter, ShardIndex, index_columns};
+use shards::{
+    ClipRow, Error, FooterStep, FrameRow, Kind, MAX_NAME_BYTES, Result, ShardFooter, ShardIndex,
+    ShardSpec, ShardWriter, index_columns,
+};
 
-use crate::alloc::largest_while;
+use crate::alloc::{largest_while, total_while};
 use crate::support::*;
 
 const SHARD: &str = "train-00000-of-00001.parquet";
@@ -134,6 +137,49 @@ fn a_flipped_bit_in_a_picture_is_found() {
             good.into_iter()
                 .all(|good| pictures.contains(&good.unwrap()))
         );
+    }
+}
+
+/// Clips of the longest name there is: its shards hold it once a row group, and its rows all speak of it.
+fn clips_of_a_long_name(n_clips: u64, n_frames: u64) -> Bytes {
+    let frame = FrameRow {
+        time_us: 0,
+        bytes: picture(0).slice(..8),
+        width: 1,
+        height: 1,
+    };
+    let clip = ClipRow {
+        clip: "n".repeat(MAX_NAME_BYTES),
+        label: None,
+        frames: vec![frame; n_frames as usize],
+    };
+    let spec = ShardSpec {
+        row_group_bytes: 1 << 20,
+        ..spec(Kind::Clips)
+    };
+    let mut writer = ShardWriter::new(Vec::new(), &spec).unwrap();
+    (0..n_clips).for_each(|_| writer.push_clip(&clip).unwrap());
+    Bytes::from(writer.finish().unwrap().0)
+}
+
+#[test]
+fn memory_is_in_proportion_to_the_bytes_read() {
+    for (n_clips, n_frames) in [(1, 3000), (3000, 1)] {
+        let file = clips_of_a_long_name(n_clips, n_frames);
+        let mut outcome = None;
+        let total = total_while(|| outcome = Some(index_of(&file)));
+        assert!(
+            total < 12 * file.len(),
+            "{total} bytes in all for a file of {}",
+            file.len()
+        );
+        match outcome.unwrap() {
+            Ok(index) => assert_eq!(index.n_samples(), 1),
+            Err(error) => assert!(
+                n_clips > 1 && error.to_string().contains("share a name"),
+                "{error}"
+            ),
+        }
     }
 }
 

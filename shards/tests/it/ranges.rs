@@ -13,7 +13,7 @@ use object_store::{
     CopyOptions, GetOptions, GetRange, GetResult, ListResult, MultipartUpload, ObjectMeta,
     ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
-use shards::{FooterStep, Kind, ShardFooter, ShardSet, Store, tail_range};
+use shards::{Column, FooterStep, Kind, ShardFooter, ShardSet, Store, tail_range};
 
 use crate::support::*;
 
@@ -141,6 +141,44 @@ fn opening_reads_the_manifest_and_an_index_is_read_once_and_late() {
         2,
         "the tail, and the small columns, which lie close in a small shard: {reads:?}"
     );
+}
+
+#[test]
+fn a_shard_without_a_usable_index_is_no_bad_sample_and_is_read_once() {
+    let (recording, store) = recorded(Kind::Clips, 2, 20);
+    let path = "train-00000-of-00002.parquet";
+    let mut bytes = store.read(path).unwrap().to_vec();
+    let footer = match ShardFooter::parse(path, bytes.len() as u64, &bytes.clone().into()).unwrap()
+    {
+        FooterStep::Done(footer) => footer,
+        FooterStep::NeedsMore(_) => panic!("the whole file was given"),
+    };
+    let chunk = footer.column_ranges(&[Column::NFrames]).remove(0);
+    let place = (chunk.start as usize..chunk.end as usize)
+        .find(|&place| bytes[place..].starts_with(&n_frames(0).to_le_bytes()))
+        .unwrap();
+    bytes[place..place + 4].copy_from_slice(&1000u32.to_le_bytes());
+    store.put_atomic(path, &bytes).unwrap();
+    recording.take();
+
+    let set = ShardSet::open_in(store, "train").unwrap();
+    let says = |sample| {
+        let error = set.n_frames(sample).unwrap_err();
+        assert!(!error.is_bad_sample(), "{error}");
+        error.to_string()
+    };
+    let first = says(0);
+    assert!(
+        first.starts_with(&format!("shard {path}: row ")) && first.contains("1000 frames"),
+        "{first}"
+    );
+    let n_reads = recording.take().len();
+    assert_eq!(
+        (says(7), recording.take().len()),
+        (first, 0),
+        "after {n_reads} reads"
+    );
+    assert_eq!(set.n_frames(20).unwrap(), n_frames(20));
 }
 
 #[test]

@@ -5,7 +5,7 @@ use parquet::basic::{Compression, Encoding};
 use parquet::file::metadata::{PageIndexPolicy, ParquetMetaDataReader};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::RowAccessor;
-use shards::{Column, Error, Kind, ShardSet, ShardWriter};
+use shards::{Column, Error, Kind, MAX_NAME_BYTES, ShardSet, ShardWriter};
 
 use crate::support::*;
 
@@ -87,7 +87,7 @@ fn small_columns_come_back() {
     let mut row = 0;
     for n in 0..12 {
         for (k, frame) in clip(n).frames.iter().enumerate() {
-            assert_eq!(columns.names[row], clip(n).clip);
+            assert_eq!(*columns.names[row], *clip(n).clip);
             assert_eq!(
                 (columns.frames[row], columns.n_frames[row]),
                 (k as i32, n_frames(n) as i32)
@@ -178,7 +178,11 @@ fn rows_that_readers_would_refuse_are_refused_by_the_writer() {
     for (change, reason) in [
         (
             (|row| row.key.clear()) as fn(&mut shards::ImageRow),
-            "empty name",
+            "a name of 0 bytes",
+        ),
+        (
+            |row| row.key = "k".repeat(MAX_NAME_BYTES + 1),
+            "a name of 4097 bytes",
         ),
         (|row| row.bytes = Bytes::new(), "0 bytes"),
         (|row| row.label = Some(3), "label 3"),
@@ -207,5 +211,16 @@ fn rows_that_readers_would_refuse_are_refused_by_the_writer() {
             .to_string()
             .contains("without frames")
     );
-    assert_eq!(clips.finish().unwrap().1.rows, 0);
+    let mut falling = clip(1);
+    falling.frames[2].time_us = falling.frames[1].time_us;
+    clips.push_clip(&falling).unwrap();
+    falling.frames[2].time_us -= 1;
+    assert!(
+        clips
+            .push_clip(&falling)
+            .unwrap_err()
+            .to_string()
+            .contains("us after one at")
+    );
+    assert_eq!(clips.finish().unwrap().1.samples, 1);
 }

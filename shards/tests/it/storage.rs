@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use shards::{Error, Store};
+use shards::{Error, Sharing, Store, is_remote};
 
 fn open(dir: &tempfile::TempDir) -> Store {
     Store::open(dir.path().to_str().unwrap()).unwrap()
@@ -177,4 +177,24 @@ fn addresses_are_understood_or_refused() {
             "{path:?}"
         );
     }
+}
+
+#[test]
+fn locks_exclude_and_end_when_dropped() {
+    let dir = tempfile::tempdir().unwrap();
+    let lock = |sharing| open(&dir).try_lock("deep/lock", sharing).unwrap();
+    let (first, second) = (lock(Sharing::Shared), lock(Sharing::Shared));
+    assert!(first.is_some() && second.is_some() && lock(Sharing::Alone).is_none());
+    drop((first, second));
+    let alone = lock(Sharing::Alone);
+    assert!(alone.is_some() && lock(Sharing::Alone).is_none() && lock(Sharing::Shared).is_none());
+    drop(alone);
+    assert!(lock(Sharing::Alone).is_some());
+}
+
+#[test]
+fn buckets_are_remote_and_disks_are_not() {
+    assert!(is_remote("s3://bucket/set") && !is_remote("file:///set") && !is_remote("a/set"));
+    let dir = tempfile::tempdir().unwrap();
+    assert_eq!(open(&dir).folder(), Some(dir.path()));
 }

@@ -339,6 +339,9 @@ impl OptimConfig {
     /// # Errors
     /// [`Error::Config`] if the data does not fill a single step, or the run has more micro-batches than can be counted.
     pub fn total_steps(&self, batches_per_epoch: u64) -> Result<u64> {
+        if let Some(steps) = self.max_steps {
+            return Ok(steps);
+        }
         let batches = self.epochs.checked_mul(batches_per_epoch);
         let Some(batches) = batches else {
             let limit = u64::MAX / batches_per_epoch.max(1);
@@ -347,7 +350,7 @@ impl OptimConfig {
                 self.epochs
             )));
         };
-        let steps = self.max_steps.unwrap_or(batches / self.accum_steps);
+        let steps = batches / self.accum_steps;
         expect(steps > 0, || {
             format!(
                 "optim.accum_steps is {}, expected at most the {batches} micro-batches of the run",
@@ -364,7 +367,8 @@ impl OptimConfig {
             .unwrap_or_else(|| scaled_lr(self.base_lr, effective_batch));
         let (epochs, warmup_epochs) = match self.max_steps {
             Some(steps) => {
-                let epochs = steps.saturating_mul(self.accum_steps) as f64 / batches_per_epoch as f64;
+                let epochs =
+                    steps.saturating_mul(self.accum_steps) as f64 / batches_per_epoch as f64;
                 (epochs, epochs * self.warmup_ratio)
             }
             None => (
@@ -734,5 +738,34 @@ mod tests {
             ..RunConfig::default()
         };
         assert!(!(1..=100).any(|steps| never.checkpoint_due(steps, 1, 3)));
+    }
+
+    #[test]
+    fn counts_that_would_overflow_are_refused_by_name_and_limit() {
+        let limit = MAX_COUNT + 1;
+        let cases: [(&str, fn(&mut TrainConfig, u64)); 4] = [
+            ("optim.epochs", |c, n| c.optim.epochs = n),
+            ("optim.max_steps", |c, n| c.optim.max_steps = Some(n)),
+            ("optim.accum_steps", |c, n| c.optim.accum_steps = n),
+            ("data.batch_size", |c, n| c.data.batch_size = n as usize),
+        ];
+        for (name, set) in cases {
+            let mut config = TrainConfig::default();
+            config.data.path = "set".to_string();
+            set(&mut config, limit);
+            let message = config.validate().unwrap_err().to_string();
+            assert!(message.contains(name), "{message}");
+            assert!(message.contains(&limit.to_string()), "{message}");
+            assert!(!config.effective_batch().to_string().is_empty());
+        }
+        let optim = OptimConfig {
+            epochs: MAX_COUNT,
+            ..OptimConfig::default()
+        };
+        let message = optim.total_steps(1 << 40).unwrap_err().to_string();
+        assert!(
+            message.contains("optim.epochs is 2147483648, expected at most 16777215"),
+            "{message}"
+        );
     }
 }

@@ -51,8 +51,8 @@ pub const SUMMARY_FILE: &str = "summary.json";
 ///   step that lacks micro-batches then is dropped, and made anew on resume.
 /// * `progress`: told of every step, and of everything that a person should read.
 ///
-/// On the CPU of one machine the result depends on the configuration alone, to the last bit: not on the number of threads of the
-/// loader, nor on where the run was stopped or killed.
+/// On the CPU of one machine the result depends on the configuration alone, to the last bit: not on the number of
+/// threads of the loader, nor on where the run was stopped or killed.
 ///
 /// # Errors
 /// [`Error::ConfigChanged`] if the checkpoint is another experiment's, [`Error::NotFinite`] if the loss or a gradient
@@ -169,7 +169,7 @@ pub fn train_from(
         for _ in 0..plan.accum_steps {
             stopping = stop.is_requested();
             if stopping {
-                break; // the step is dropped: what it lacks would take as long as what it has
+                break; // the step is dropped: thousands of micro-batches may be missing from it
             }
             let batch = clock.waiting(|| loader.next_batch())?;
             loss.keys.extend_from_slice(&batch.keys);
@@ -295,7 +295,10 @@ fn find_resumable(
         progress(&Progress::Warning(problem));
     }
     let Some(found) = found else { return Ok(None) };
-    let changed = differences(&TrainConfig::from_toml(&found.state.config)?.resolved()?, config)?;
+    let changed = differences(
+        &TrainConfig::from_toml(&found.state.config)?.resolved()?,
+        config,
+    )?;
     if !changed.fatal.is_empty() {
         return Err(Error::ConfigChanged {
             path: found.dir,

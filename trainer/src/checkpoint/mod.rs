@@ -87,7 +87,9 @@ impl Checkpoints {
         let root = run_dir.join(CHECKPOINTS_DIR);
         fs::create_dir_all(&root).map_err(Error::io(&root))?;
         for name in names(&root)? {
-            let original = name.strip_prefix(REPLACED_PREFIX).map(|name| root.join(name));
+            let original = name
+                .strip_prefix(REPLACED_PREFIX)
+                .map(|name| root.join(name));
             if let Some(original) = original.filter(|original| !original.exists()) {
                 fs::rename(root.join(&name), &original).map_err(Error::io(&original))?;
                 sync_dir(&root)?;
@@ -240,12 +242,7 @@ impl Found {
     ///
     /// # Errors
     /// [`Error::Parameter`] or [`Error::Shape`] if the checkpoint does not fit the model.
-    pub fn restore(
-        &self,
-        params: &Params,
-        optim: &mut AdamW,
-        ema: Option<&mut Ema>,
-    ) -> Result<()> {
+    pub fn restore(&self, params: &Params, optim: &mut AdamW, ema: Option<&mut Ema>) -> Result<()> {
         if let Some(ema) = ema {
             ema.restore(&read_tensors(&self.dir.join(EMA_FILE), params.device())?)?;
         }

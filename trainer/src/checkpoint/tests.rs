@@ -154,7 +154,9 @@ fn only_what_should_stay_stays_and_latest_points_at_the_newest() {
 fn saving_the_same_step_again_replaces_it() {
     let (_dir, checkpoints, params, mut optim) = saved(1);
     step(&params, &mut optim);
-    checkpoints.save(&params, &optim, None, state(1), KEEP).unwrap();
+    checkpoints
+        .save(&params, &optim, None, state(1), KEEP)
+        .unwrap();
     let found = checkpoints.newest().unwrap().0.unwrap();
     let (other, mut other_optim) = setup(9);
     found.restore(&other, &mut other_optim, None).unwrap();

@@ -218,7 +218,10 @@ mod tests {
             Err(Error::GradientCoverage(_))
         ));
         let warning = check_coverage(&idle, 0.1).unwrap().unwrap();
-        assert!(warning.contains("blocks.1.mlp.fc1.weight (zero)"), "{warning}");
+        assert!(
+            warning.contains("blocks.1.mlp.fc1.weight (zero)"),
+            "{warning}"
+        );
         let nature = norms(&["projector.fc1.bias", "predictor.fc1.bias"]);
         assert_eq!(check_coverage(&nature, 0.0).unwrap(), None);
     }

@@ -23,6 +23,7 @@ pub mod config;
 pub mod device;
 pub mod error;
 pub mod exchange;
+mod files;
 pub mod loss;
 pub mod masking;
 pub mod metrics;

@@ -23,6 +23,7 @@ use crate::config::{TrainConfig, differences};
 use crate::device;
 use crate::error::{Error, Result};
 use crate::exchange;
+use crate::files;
 use crate::masking::StepRandomness;
 use crate::metrics::{self, MetricsLine, MetricsLog, curves};
 use crate::models::{self, Pretrain};
@@ -123,7 +124,7 @@ pub fn train_from(
         )));
     }
     let start = optim.steps();
-    write_file(&run_dir.join(CONFIG_FILE), &config.to_toml()?)?; // the record of what really ran
+    files::replace(&run_dir.join(CONFIG_FILE), config.to_toml()?.as_bytes())?; // the record of what really ran
     plan.announce(config, &params, &device, start, progress);
 
     let mut log = MetricsLog::open(run_dir, start)?;
@@ -187,10 +188,10 @@ pub fn train_from(
         }
         let norms = clip::norms(&grads)?;
         watch::check_gradients(step, &norms, &loss, run_dir, &checkpoints)?;
-        if step == 1 {
-            if let Some(text) = watch::check_coverage(&norms, config.model.drop_path)? {
-                progress(&Progress::Warning(&text));
-            }
+        if step == 1
+            && let Some(text) = watch::check_coverage(&norms, config.model.drop_path)?
+        {
+            progress(&Progress::Warning(&text));
         }
         if let Some(max_norm) = config.optim.clip_norm {
             clip::clip(&mut grads, &norms, max_norm)?;
@@ -257,9 +258,9 @@ pub fn train_from(
     }
 
     let lines = metrics::read(run_dir)?;
-    write_file(
+    files::replace(
         &run_dir.join(CURVES_FILE),
-        &curves::svg(&config.name, &lines),
+        curves::svg(&config.name, &lines).as_bytes(),
     )?;
     let summary = Summary {
         steps: done,
@@ -372,13 +373,6 @@ fn draw(
     .render();
     fs::create_dir_all(dir).map_err(Error::io(dir))?;
     picture.write_png(&dir.join(format!("step-{step:08}.png")))
-}
-
-/// Replaces a text file in one go.
-fn write_file(path: &Path, text: &str) -> Result<()> {
-    let temp = path.with_extension("tmp");
-    fs::write(&temp, text).map_err(Error::io(&temp))?;
-    fs::rename(&temp, path).map_err(Error::io(path))
 }
 
 #[cfg(test)]

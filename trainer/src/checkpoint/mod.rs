@@ -20,12 +20,13 @@ pub use state::{FileSum, LossBits, State};
 pub use tensors::read_tensors;
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 
 use crate::error::{Error, Result};
+use crate::files::{sync, write_durably};
 use crate::nn::params::Params;
 use crate::optim::{AdamW, Ema};
 
@@ -92,7 +93,7 @@ impl Checkpoints {
                 .map(|name| root.join(name));
             if let Some(original) = original.filter(|original| !original.exists()) {
                 fs::rename(root.join(&name), &original).map_err(Error::io(&original))?;
-                sync_dir(&root)?;
+                sync(&root)?;
             } else if name.starts_with(TEMP_PREFIX) {
                 remove(&root.join(name))?;
             }
@@ -180,7 +181,7 @@ impl Checkpoints {
             state.files.insert(EMA_FILE.to_string(), sum);
         }
         write_durably(&temp.join(STATE_FILE), &state.to_json()?)?;
-        sync_dir(&temp)?;
+        sync(&temp)?;
         let dir = self.root.join(&name);
         let replaced = self.root.join(format!("{REPLACED_PREFIX}{name}"));
         if dir.exists() {
@@ -206,7 +207,7 @@ impl Checkpoints {
         write_durably(&temp, format!("{name}\n").as_bytes())?;
         let latest = self.root.join(LATEST_FILE);
         fs::rename(&temp, &latest).map_err(Error::io(&latest))?;
-        sync_dir(&self.root)
+        sync(&self.root)
     }
 
     /// Removes what need not stay of the checkpoints up to the one just saved: one after it is not known to be whole, so
@@ -311,22 +312,6 @@ fn remove(path: &Path) -> Result<()> {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(path)(error)),
         _ => Ok(()),
     }
-}
-
-fn write_durably(path: &Path, bytes: &[u8]) -> Result<()> {
-    fs::write(path, bytes).map_err(Error::io(path))?;
-    sync_file(path)
-}
-
-fn sync_file(path: &Path) -> Result<()> {
-    File::open(path)
-        .and_then(|file| file.sync_all())
-        .map_err(Error::io(path))
-}
-
-/// Makes the entries of a folder survive a crash of the machine.
-fn sync_dir(path: &Path) -> Result<()> {
-    sync_file(path)
 }
 
 #[cfg(test)]

@@ -5,9 +5,9 @@ use std::path::Path;
 
 use candle_core::{DType, Tensor};
 
-use super::write_file;
 use crate::checkpoint::{Checkpoints, LossBits};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::models::Forward;
 use crate::optim::clip::GradNorms;
 
@@ -185,7 +185,7 @@ fn not_finite(
     if keys.len() > KEYS_NAMED {
         named.push_str(&format!(", and {} more", keys.len() - KEYS_NAMED));
     }
-    if write_file(&path, &(keys.join("\n") + "\n")).is_ok() {
+    if files::replace(&path, (keys.join("\n") + "\n").as_bytes()).is_ok() {
         named.push_str(&format!(" (all in {})", path.display()));
     }
     let last = checkpoints.latest_dir().ok().flatten();

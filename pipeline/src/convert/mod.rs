@@ -15,7 +15,7 @@
 //!   call without effect. Workers, parts, machine, time, and any number of kills on the way play no part.
 //! - A shard has its name only when it is whole, and a record only after that. The manifest comes last.
 //! - A broken item is data: it is skipped, named and counted. A disk that fails is an error, never a thinner set.
-//! - Memory is bounded by the number of items (some 150 bytes each) and by the clips in work, not by the set's size.
+//! - Memory is bounded by the number of items (some 250 bytes each) and by the clips in work, not by the set's size.
 
 mod classes;
 mod clip_item;

@@ -325,6 +325,17 @@ impl AugmentConfig {
 }
 
 impl DataConfig {
+    /// The order of the samples: `order`, or where it is absent what suits the place of the set.
+    pub fn order_in_force(&self) -> OrderKind {
+        let remote = shards::is_remote(&self.path);
+        let suiting = if remote {
+            OrderKind::Blocks
+        } else {
+            OrderKind::Full
+        };
+        self.order.unwrap_or(suiting)
+    }
+
     /// Checks every value and their combinations; opens nothing.
     ///
     /// # Errors

@@ -19,6 +19,9 @@ use crate::error::{Error, Result};
 use crate::models::{ModelConfig, ModelKind};
 use crate::optim::schedule::{LrOrder, Schedule, scaled_lr, warmup_epochs};
 
+/// Most that a count of a configuration may be, so that no product of two of them overflows.
+const MAX_COUNT: u64 = 1 << 31;
+
 /// One experiment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -91,6 +94,10 @@ pub struct OptimConfig {
     /// Gradients longer than this are scaled down to it; not clipped if left out, as in the papers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clip_norm: Option<f64>,
+    /// Share that the running mean of the weights keeps at each step; the mean is saved beside the weights. None is
+    /// kept if left out, as in the papers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ema_decay: Option<f64>,
     /// Whether the schedule is applied before the step (`"standard"`) or after it, as CropMAE's code does
     /// (`"reference"`: first step at the peak, every later one a step behind).
     pub lr_order: LrOrder,
@@ -109,6 +116,7 @@ impl Default for OptimConfig {
             min_lr_ratio: 0.0,
             accum_steps: 1,
             clip_norm: None,
+            ema_decay: None,
             lr_order: LrOrder::Standard,
         }
     }
@@ -209,16 +217,17 @@ impl TrainConfig {
         })
     }
 
-    /// The same experiment with every size of the model written out, checked; idempotent.
+    /// The same experiment with every size of the model and the data's order written out, checked; idempotent.
     ///
     /// # Errors
     /// As [`TrainConfig::validate`].
     pub fn resolved(&self) -> Result<Self> {
         let model = self.model.resolved(self.data.size as usize)?;
-        let resolved = Self {
+        let mut resolved = Self {
             model,
             ..self.clone()
         };
+        resolved.data.order = Some(self.data.order_in_force());
         resolved.validate()?;
         Ok(resolved)
     }
@@ -230,6 +239,10 @@ impl TrainConfig {
     pub fn validate(&self) -> Result<()> {
         device::check_name(&self.device)?;
         self.data.validate()?;
+        let batch_size = self.data.batch_size as u64;
+        expect(batch_size <= MAX_COUNT, || {
+            format!("data.batch_size is {batch_size}, expected at most {MAX_COUNT}")
+        })?;
         self.model.resolved(self.data.size as usize)?;
         self.optim.validate()?;
         self.run.validate()?;
@@ -254,7 +267,7 @@ impl TrainConfig {
 
     /// Pairs per optimizer step, over all ranks and accumulated micro-batches.
     pub fn effective_batch(&self) -> u64 {
-        self.data.batch_size as u64 * self.optim.accum_steps
+        (self.data.batch_size as u64).saturating_mul(self.optim.accum_steps)
     }
 
     /// Where this run departs from the published one that it names, one sentence each.
@@ -289,6 +302,11 @@ impl OptimConfig {
                 format!("optim.betas has {beta}, expected 0 <= beta < 1")
             })?;
         }
+        if let Some(decay) = self.ema_decay {
+            expect((0.0..1.0).contains(&decay), || {
+                format!("optim.ema_decay is {decay}, expected 0 <= ema_decay < 1")
+            })?;
+        }
         for (name, ratio) in [
             ("warmup_ratio", self.warmup_ratio),
             ("min_lr_ratio", self.min_lr_ratio),
@@ -308,6 +326,10 @@ impl OptimConfig {
             expect(count != Some(0), || {
                 format!("optim.{name} is 0, expected at least 1")
             })?;
+            let count = count.unwrap_or_default();
+            expect(count <= MAX_COUNT, || {
+                format!("optim.{name} is {count}, expected at most {MAX_COUNT}")
+            })?;
         }
         Ok(())
     }
@@ -315,13 +337,21 @@ impl OptimConfig {
     /// Optimizer steps of the whole run.
     ///
     /// # Errors
-    /// [`Error::Config`] if the data does not fill a single step.
+    /// [`Error::Config`] if the data does not fill a single step, or the run has more micro-batches than can be counted.
     pub fn total_steps(&self, batches_per_epoch: u64) -> Result<u64> {
-        let steps = self
-            .max_steps
-            .unwrap_or(self.epochs * batches_per_epoch / self.accum_steps);
+        if let Some(steps) = self.max_steps {
+            return Ok(steps);
+        }
+        let batches = self.epochs.checked_mul(batches_per_epoch);
+        let Some(batches) = batches else {
+            let limit = u64::MAX / batches_per_epoch.max(1);
+            return Err(Error::Config(format!(
+                "optim.epochs is {}, expected at most {limit} with {batches_per_epoch} micro-batches in an epoch",
+                self.epochs
+            )));
+        };
+        let steps = batches / self.accum_steps;
         expect(steps > 0, || {
-            let batches = self.epochs * batches_per_epoch;
             format!(
                 "optim.accum_steps is {}, expected at most the {batches} micro-batches of the run",
                 self.accum_steps
@@ -337,7 +367,8 @@ impl OptimConfig {
             .unwrap_or_else(|| scaled_lr(self.base_lr, effective_batch));
         let (epochs, warmup_epochs) = match self.max_steps {
             Some(steps) => {
-                let epochs = (steps * self.accum_steps) as f64 / batches_per_epoch as f64;
+                let epochs =
+                    steps.saturating_mul(self.accum_steps) as f64 / batches_per_epoch as f64;
                 (epochs, epochs * self.warmup_ratio)
             }
             None => (
@@ -403,7 +434,8 @@ impl RunConfig {
 
 /// Whether the last of `steps` steps is the first that reaches a multiple of `every` epochs; never if that is 0.
 fn reaches_epoch(every: u64, steps: u64, accum_steps: u64, batches_per_epoch: u64) -> bool {
-    let portions = |steps: u64| (steps * accum_steps / batches_per_epoch).checked_div(every);
+    let portions =
+        |steps: u64| (steps.saturating_mul(accum_steps) / batches_per_epoch).checked_div(every);
     portions(steps) != portions(steps.saturating_sub(1))
 }
 
@@ -706,5 +738,35 @@ mod tests {
             ..RunConfig::default()
         };
         assert!(!(1..=100).any(|steps| never.checkpoint_due(steps, 1, 3)));
+    }
+
+    #[test]
+    fn counts_that_would_overflow_are_refused_by_name_and_limit() {
+        let limit = MAX_COUNT + 1;
+        type Set = fn(&mut TrainConfig, u64);
+        let cases: [(&str, Set); 4] = [
+            ("optim.epochs", |c, n| c.optim.epochs = n),
+            ("optim.max_steps", |c, n| c.optim.max_steps = Some(n)),
+            ("optim.accum_steps", |c, n| c.optim.accum_steps = n),
+            ("data.batch_size", |c, n| c.data.batch_size = n as usize),
+        ];
+        for (name, set) in cases {
+            let mut config = TrainConfig::default();
+            config.data.path = "set".to_string();
+            set(&mut config, limit);
+            config.effective_batch();
+            let message = config.validate().unwrap_err().to_string();
+            assert!(message.contains(name), "{message}");
+            assert!(message.contains(&limit.to_string()), "{message}");
+        }
+        let optim = OptimConfig {
+            epochs: MAX_COUNT,
+            ..OptimConfig::default()
+        };
+        let message = optim.total_steps(1 << 40).unwrap_err().to_string();
+        assert!(
+            message.contains("optim.epochs is 2147483648, expected at most 16777215"),
+            "{message}"
+        );
     }
 }

@@ -15,14 +15,15 @@
 //!
 //! Invariants: a model's parameters have the reference checkpoints' names and order. Everything random is a function
 //! of (seed, epoch, sample, place in the model), so a sample's masks and dropout do not depend on its batch. On the
-//! CPU a run's losses and weights depend on its configuration alone, to the last bit. Only `device` and `ops` name
-//! CUDA.
+//! CPU of one machine a run's losses and weights depend on its configuration alone, to the last bit. Only `device` and
+//! `ops` name CUDA.
 
 pub mod checkpoint;
 pub mod config;
 pub mod device;
 pub mod error;
 pub mod exchange;
+mod files;
 pub mod loss;
 pub mod masking;
 pub mod metrics;

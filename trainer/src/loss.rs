@@ -7,7 +7,7 @@ use candle_core::{D, DType, Tensor};
 use crate::error::{Error, Result};
 
 /// Inside the root when patches are normalised.
-const NORM_PIX_EPS: f64 = 1e-6;
+pub(crate) const NORM_PIX_EPS: f64 = 1e-6;
 
 /// Reconstruction targets: the patches themselves, or each patch minus its mean over the root of its unbiased variance
 /// plus 1e-6.

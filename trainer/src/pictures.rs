@@ -11,6 +11,7 @@ use std::path::Path;
 
 use crate::device::{IMAGENET_MEAN, IMAGENET_STD};
 use crate::error::{Error, Result};
+use crate::loss::NORM_PIX_EPS;
 
 /// Level of a hidden patch, of 255.
 const GREY: u8 = 128;
@@ -118,7 +119,7 @@ impl Reconstructions<'_> {
 }
 
 /// Mean and deviation of a patch as the loss has them: over all its pixels and channels, unbiased, with
-/// 1e-6 inside the root.
+/// [`NORM_PIX_EPS`] inside the root.
 fn mean_and_deviation(patch: &[f32]) -> (f32, f32) {
     let n = patch.len() as f32;
     let mean = patch.iter().sum::<f32>() / n;
@@ -127,7 +128,7 @@ fn mean_and_deviation(patch: &[f32]) -> (f32, f32) {
         .map(|value| (value - mean).powi(2))
         .sum::<f32>()
         / (n - 1.0);
-    (mean, (variance + 1e-6).sqrt())
+    (mean, (variance + NORM_PIX_EPS as f32).sqrt())
 }
 
 fn to_byte(normalised: f32, channel: usize) -> u8 {

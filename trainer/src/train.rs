@@ -23,11 +23,12 @@ use crate::config::{TrainConfig, differences};
 use crate::device;
 use crate::error::{Error, Result};
 use crate::exchange;
+use crate::files;
 use crate::masking::StepRandomness;
 use crate::metrics::{self, MetricsLine, MetricsLog, curves};
 use crate::models::{self, Pretrain};
 use crate::nn::params::Params;
-use crate::optim::{AdamW, AdamWOptions, Gradients, clip, param_groups};
+use crate::optim::{AdamW, AdamWOptions, Ema, Gradients, clip, param_groups};
 use crate::pictures::Reconstructions;
 use clock::Clock;
 use plan::Plan;
@@ -47,11 +48,12 @@ pub const SUMMARY_FILE: &str = "summary.json";
 
 /// Trains what `config` describes in `run_dir`, going on from the newest checkpoint there if there is one.
 ///
-/// * `stop`: once requested, the step in hand is finished, a checkpoint is written and the summary returned.
+/// * `stop`: once requested, the micro-batch in hand is finished, a checkpoint is written and the summary returned. A
+///   step that lacks micro-batches then is dropped, and made anew on resume.
 /// * `progress`: told of every step, and of everything that a person should read.
 ///
-/// On the CPU the result depends on the configuration alone, to the last bit: not on the number of threads of the
-/// loader, nor on where the run was stopped or killed.
+/// On the CPU of one machine the result depends on the configuration alone, to the last bit: not on the number of
+/// threads of the loader, nor on where the run was stopped or killed.
 ///
 /// # Errors
 /// [`Error::ConfigChanged`] if the checkpoint is another experiment's, [`Error::NotFinite`] if the loss or a gradient
@@ -84,7 +86,6 @@ pub fn train_from(
     let _lock = lock::lock(run_dir)?;
     let checkpoints = Checkpoints::open(run_dir)?;
     let resumed = find_resumable(&checkpoints, config, progress)?;
-    write_file(&run_dir.join(CONFIG_FILE), &config.to_toml()?)?; // the record of what really ran
 
     let mut loader = open(
         resumed
@@ -103,19 +104,27 @@ pub fn train_from(
         param_groups(trainable(&params), config.optim.weight_decay),
         options,
     )?;
+    let decay = config.optim.ema_decay;
+    let mut ema = decay.map(|decay| Ema::new(&params, decay)).transpose()?;
     let mut losses = Losses::default();
     if let Some(found) = &resumed {
         plan.check_data(found)?;
-        found.restore(&params, &mut optim)?;
+        found.restore(&params, &mut optim, ema.as_mut())?;
+        for aside in checkpoints.set_aside_after(found.state.step)? {
+            let text = format!("a damaged checkpoint is now {}", aside.display());
+            progress(&Progress::Warning(&text));
+        }
         losses = Losses::from_bits(&found.state.losses);
     } else if let Some(init) = &config.init {
         exchange::start_from(init, &config.model, &params)?;
+        ema = decay.map(|decay| Ema::new(&params, decay)).transpose()?;
         progress(&Progress::Note(&format!(
             "starting from the weights in {}",
             init.display()
         )));
     }
     let start = optim.steps();
+    files::replace(&run_dir.join(CONFIG_FILE), config.to_toml()?.as_bytes())?; // the record of what really ran
     plan.announce(config, &params, &device, start, progress);
 
     let mut log = MetricsLog::open(run_dir, start)?;
@@ -123,6 +132,34 @@ pub fn train_from(
     let mut clock = Clock::start();
     let mut done = start;
     let mut stopping = stop.is_requested();
+    let save = |done,
+                place,
+                losses: &Losses,
+                optim: &AdamW,
+                ema: Option<&Ema>,
+                log: &MetricsLog,
+                progress: &mut dyn FnMut(&Progress)|
+     -> Result<()> {
+        log.sync()?; // what was logged before a checkpoint is on the disk when the checkpoint is
+        let state = State::new(
+            done,
+            place,
+            plan.batches_per_epoch,
+            config.to_toml()?,
+            losses.to_bits(),
+        );
+        let is_milestone = |steps| plan.is_milestone(steps, config);
+        let keep = Keep {
+            last: config.run.keep_last,
+            is_milestone: &is_milestone,
+        };
+        progress(&Progress::Saved(
+            &checkpoints.save(&params, optim, ema, state, keep)?,
+        ));
+        Ok(())
+    };
+    let mut saved = start;
+    let mut place = loader.state(); // of the last step's end
     while done < plan.last_step && !stopping {
         let step = done + 1;
         let lr = plan.lr(step);
@@ -131,6 +168,10 @@ pub fn train_from(
         let mut loss = StepLoss::default();
         let mut shown = None;
         for _ in 0..plan.accum_steps {
+            stopping = stop.is_requested();
+            if stopping {
+                break; // the step is dropped: thousands of micro-batches may be missing from it
+            }
             let batch = clock.waiting(|| loader.next_batch())?;
             loss.keys.extend_from_slice(&batch.keys);
             let views = device::upload(&batch, &device)?; // [B, V, 3, H, W]
@@ -142,16 +183,25 @@ pub fn train_from(
             shown = Some((views, randomness));
             loader.recycle(batch);
         }
+        if stopping {
+            break;
+        }
         let norms = clip::norms(&grads)?;
         watch::check_gradients(step, &norms, &loss, run_dir, &checkpoints)?;
-        if step == 1 {
-            watch::check_coverage(&norms)?;
+        if step == 1
+            && let Some(text) = watch::check_coverage(&norms, config.model.drop_path)?
+        {
+            progress(&Progress::Warning(&text));
         }
         if let Some(max_norm) = config.optim.clip_norm {
             clip::clip(&mut grads, &norms, max_norm)?;
         }
         optim.step(&grads, lr)?;
+        if let Some(ema) = &mut ema {
+            ema.update()?;
+        }
         done = step;
+        place = loader.state();
         losses.push(loss.mean());
         clock.end_step(config.effective_batch(), plan.last_step - done);
 
@@ -199,31 +249,18 @@ pub fn train_from(
         }
         stopping = stop.is_requested();
         if plan.checkpoint_due(done, config) || stopping {
-            log.sync()?; // what was logged before a checkpoint is on the disk when the checkpoint is
-            let losses = losses.to_bits();
-            let place = loader.state();
-            let state = State::new(
-                done,
-                place,
-                plan.batches_per_epoch,
-                config.to_toml()?,
-                losses,
-            );
-            let is_milestone = |steps| plan.is_milestone(steps, config);
-            let keep = Keep {
-                last: config.run.keep_last,
-                is_milestone: &is_milestone,
-            };
-            progress(&Progress::Saved(
-                &checkpoints.save(&params, &optim, state, keep)?,
-            ));
+            save(done, place, &losses, &optim, ema.as_ref(), &log, progress)?;
+            saved = done;
         }
+    }
+    if done > saved {
+        save(done, place, &losses, &optim, ema.as_ref(), &log, progress)?; // stopped inside a step
     }
 
     let lines = metrics::read(run_dir)?;
-    write_file(
+    files::replace(
         &run_dir.join(CURVES_FILE),
-        &curves::svg(&config.name, &lines),
+        curves::svg(&config.name, &lines).as_bytes(),
     )?;
     let summary = Summary {
         steps: done,
@@ -259,7 +296,10 @@ fn find_resumable(
         progress(&Progress::Warning(problem));
     }
     let Some(found) = found else { return Ok(None) };
-    let changed = differences(&TrainConfig::from_toml(&found.state.config)?, config)?;
+    let changed = differences(
+        &TrainConfig::from_toml(&found.state.config)?.resolved()?,
+        config,
+    )?;
     if !changed.fatal.is_empty() {
         return Err(Error::ConfigChanged {
             path: found.dir,
@@ -333,13 +373,6 @@ fn draw(
     .render();
     fs::create_dir_all(dir).map_err(Error::io(dir))?;
     picture.write_png(&dir.join(format!("step-{step:08}.png")))
-}
-
-/// Replaces a text file in one go.
-fn write_file(path: &Path, text: &str) -> Result<()> {
-    let temp = path.with_extension("tmp");
-    fs::write(&temp, text).map_err(Error::io(&temp))?;
-    fs::rename(&temp, path).map_err(Error::io(path))
 }
 
 #[cfg(test)]

@@ -485,7 +485,7 @@ fn saved_run(root: &Path, config: &ModelConfig, epoch: u64) -> Tensors {
     };
     Checkpoints::open(root)
         .unwrap()
-        .save(&params, &optim, state, keep)
+        .save(&params, &optim, None, state, keep)
         .unwrap();
     params
         .iter()

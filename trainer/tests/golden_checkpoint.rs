@@ -8,6 +8,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
@@ -26,7 +27,11 @@ fn part() -> Option<PathBuf> {
         std::env::var("PAIRQUET_GOLDEN_DIR").unwrap_or_else(|_| format!("{shared}/golden"));
     let dir = Path::new(&golden).join(PART);
     if !dir.join("manifest.json").is_file() {
-        eprintln!("SKIPPED: no {} there", dir.join("manifest.json").display());
+        let _ = writeln!(
+            std::io::stderr(),
+            "SKIPPED: no {} there",
+            dir.join("manifest.json").display()
+        );
         return None;
     }
     Some(dir)
@@ -78,7 +83,7 @@ fn every_checkpoint_of_the_part_is_imported_exactly() {
         }
     }
     assert!(n_cases > 0, "the manifest lists no checkpoint");
-    eprintln!("{PART}: {n_cases} cases");
+    let _ = writeln!(std::io::stderr(), "{PART}: {n_cases} cases");
 }
 
 fn run_case(dir: &Path, name: &str, twin_name: &str, entry: &Value) {
@@ -122,7 +127,8 @@ fn run_case(dir: &Path, name: &str, twin_name: &str, entry: &Value) {
         "{name}: the manifest's list of tensors"
     );
     moves_on(name, &imported);
-    eprintln!(
+    let _ = writeln!(
+        std::io::stderr(),
         "{name}: {} tensors equal; {}",
         compared.len(),
         imported.notes.join("; ")

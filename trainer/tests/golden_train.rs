@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)] // a test binary: its helpers fail loudly, as its tests do
 
 use std::collections::HashMap;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor, Var};
@@ -34,7 +35,7 @@ fn part(name: &str) -> Option<PathBuf> {
     if dir.join("manifest.json").is_file() {
         return Some(dir);
     }
-    eprintln!("SKIPPED: {} is not there", dir.display());
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {} is not there", dir.display());
     None
 }
 
@@ -323,7 +324,11 @@ fn trajectories_follow_the_reference() {
     for file in &manifest.files {
         run_trajectory(&dir, file);
     }
-    println!("part c: {} trajectories", manifest.files.len());
+    let _ = writeln!(
+        std::io::stderr(),
+        "part c: {} trajectories",
+        manifest.files.len()
+    );
 }
 
 #[derive(Deserialize)]
@@ -377,7 +382,7 @@ fn the_schedule_is_the_references_at_every_fractional_epoch() {
             n_cases += 1;
         }
     }
-    println!("part d: {n_cases} schedules");
+    let _ = writeln!(std::io::stderr(), "part d: {n_cases} schedules");
 }
 
 #[derive(Deserialize)]
@@ -402,7 +407,11 @@ fn the_rate_in_force_lags_as_the_references() {
     let Some(dir) = part("d_tables") else { return };
     let path = dir.join("lr_in_force.json");
     if !path.is_file() {
-        eprintln!("SKIPPED: {} is not there", path.display());
+        let _ = writeln!(
+            std::io::stderr(),
+            "SKIPPED: {} is not there",
+            path.display()
+        );
         return;
     }
     let cases: HashMap<String, InForce> = read_json(&path);
@@ -441,5 +450,9 @@ fn the_rate_in_force_lags_as_the_references() {
             }
         }
     }
-    println!("part d: {} courses of the rate in force", cases.len());
+    let _ = writeln!(
+        std::io::stderr(),
+        "part d: {} courses of the rate in force",
+        cases.len()
+    );
 }

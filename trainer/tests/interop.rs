@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::collections::{BTreeMap, HashMap};
+use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 
@@ -54,7 +55,8 @@ fn odd_mae() -> ModelConfig {
 #[test]
 fn other_programs_load_exports_and_give_the_same_features() {
     let Ok(python) = std::env::var("PAIRQUET_INTEROP_PYTHON") else {
-        eprintln!(
+        let _ = writeln!(
+            std::io::stderr(),
             "SKIPPED: PAIRQUET_INTEROP_PYTHON names no Python with timm, torch and transformers"
         );
         return;
@@ -95,7 +97,11 @@ fn other_programs_load_exports_and_give_the_same_features() {
         .args(exports.iter().map(|(dst, ..)| dst))
         .output()
         .unwrap();
-    eprintln!("{}", String::from_utf8_lossy(&output.stdout));
+    let _ = writeln!(
+        std::io::stderr(),
+        "{}",
+        String::from_utf8_lossy(&output.stdout)
+    );
     if output.status.code() == Some(MISSING_PACKAGES) {
         return;
     }
@@ -148,5 +154,8 @@ fn other_programs_load_exports_and_give_the_same_features() {
         }
     }
     assert_eq!(n_back, exports.len());
-    eprintln!("{n_back} files that other programs wrote came back bit by bit");
+    let _ = writeln!(
+        std::io::stderr(),
+        "{n_back} files that other programs wrote came back bit by bit"
+    );
 }

@@ -303,12 +303,7 @@ fn compute_threads(config: &DataConfig) -> usize {
 }
 
 fn open_order(source: &dyn Source, config: &DataConfig, seed: u64) -> Result<Order> {
-    let remote = shards::is_remote(&config.path);
-    let kind = config.order.unwrap_or(if remote {
-        OrderKind::Blocks
-    } else {
-        OrderKind::Full
-    });
+    let kind = config.order_in_force();
     let groups = if kind == OrderKind::Blocks {
         source.groups()?
     } else {

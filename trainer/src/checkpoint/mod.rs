@@ -6,7 +6,8 @@
 //!   step-00000300/
 //!     model.safetensors       every parameter and fixed table, by the reference's names
 //!     optim.safetensors       exp_avg.<name> and exp_avg_sq.<name> of AdamW
-//!     state.json              step, place in the data, config, sizes and checksums of the other two
+//!     ema.safetensors         the running mean of model.safetensors, if the run keeps one
+//!     state.json              step, place in the data, config, sizes and checksums of the others
 //! ```
 //!
 //! A folder is written under a temporary name, made durable and renamed, so it is either whole or not there.
@@ -19,14 +20,15 @@ pub use state::{FileSum, LossBits, State};
 pub use tensors::read_tensors;
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 
 use crate::error::{Error, Result};
+use crate::files::{sync, write_durably};
 use crate::nn::params::Params;
-use crate::optim::AdamW;
+use crate::optim::{AdamW, Ema};
 
 /// Folder of the checkpoints in the run folder.
 pub const CHECKPOINTS_DIR: &str = "checkpoints";
@@ -40,11 +42,20 @@ pub const MODEL_FILE: &str = "model.safetensors";
 /// The optimizer's moments.
 pub const OPTIM_FILE: &str = "optim.safetensors";
 
+/// The running mean of the parameters, with the fixed tables: a whole model.
+pub const EMA_FILE: &str = "ema.safetensors";
+
 /// Everything else.
 pub const STATE_FILE: &str = "state.json";
 
 /// Start of the names of folders that are still being written or already being removed.
 const TEMP_PREFIX: &str = ".tmp-";
+
+/// Start of the names of folders that stood in the way of a newer copy of themselves.
+const REPLACED_PREFIX: &str = ".tmp-replaced-";
+
+/// Start of the names of checkpoints that are not whole and were passed over.
+const DAMAGED_PREFIX: &str = "damaged-";
 
 /// Which older checkpoints stay.
 #[derive(Clone, Copy)]
@@ -71,12 +82,19 @@ pub struct Checkpoints {
 }
 
 impl Checkpoints {
-    /// Opens (and makes) the checkpoint folder of a run and removes what a kill left half-written there.
+    /// Opens (and makes) the checkpoint folder of a run and removes what a kill left half-written there; a copy
+    /// that was about to be replaced by a newer one that never came is put back.
     pub fn open(run_dir: &Path) -> Result<Self> {
         let root = run_dir.join(CHECKPOINTS_DIR);
         fs::create_dir_all(&root).map_err(Error::io(&root))?;
         for name in names(&root)? {
-            if name.starts_with(TEMP_PREFIX) {
+            let original = name
+                .strip_prefix(REPLACED_PREFIX)
+                .map(|name| root.join(name));
+            if let Some(original) = original.filter(|original| !original.exists()) {
+                fs::rename(root.join(&name), &original).map_err(Error::io(&original))?;
+                sync(&root)?;
+            } else if name.starts_with(TEMP_PREFIX) {
                 remove(&root.join(name))?;
             }
         }
@@ -106,13 +124,38 @@ impl Checkpoints {
         })
     }
 
+    /// Renames every checkpoint after `step` to `damaged-step-N` and points `latest` at that of `step`; returns the new
+    /// folders. For resuming: those are the ones that [`Self::newest`] passed over, and they must neither be counted
+    /// among those to keep nor be met again.
+    pub fn set_aside_after(&self, step: u64) -> Result<Vec<PathBuf>> {
+        let mut aside = Vec::new();
+        for (_, dir) in self.list()?.into_iter().filter(|(other, _)| *other > step) {
+            let name = dir.file_name().unwrap_or_default().to_string_lossy();
+            let numbered = |n: u32| match n {
+                1 => self.root.join(format!("{DAMAGED_PREFIX}{name}")),
+                n => self.root.join(format!("{DAMAGED_PREFIX}{name}-{n}")),
+            };
+            let Some(free) = (1..=u32::MAX).map(numbered).find(|path| !path.exists()) else {
+                continue;
+            };
+            fs::rename(&dir, &free).map_err(Error::io(&dir))?;
+            aside.push(free);
+        }
+        if !aside.is_empty() {
+            self.point_latest_at(&dir_name(step))?;
+        }
+        Ok(aside)
+    }
+
     /// Writes a checkpoint, points `latest` at it, removes those that need not stay, and returns its folder.
     ///
+    /// * `ema`: the running mean of the parameters, where the run keeps one.
     /// * `state`: its checksums are filled in here.
     pub fn save(
         &self,
         params: &Params,
         optim: &AdamW,
+        ema: Option<&Ema>,
         mut state: State,
         keep: Keep,
     ) -> Result<PathBuf> {
@@ -133,23 +176,30 @@ impl Checkpoints {
                 tensors::write(&temp.join(OPTIM_FILE), optim.state()?)?,
             ),
         ]);
+        if let Some(ema) = ema {
+            let sum = tensors::write(&temp.join(EMA_FILE), ema.tensors())?;
+            state.files.insert(EMA_FILE.to_string(), sum);
+        }
         write_durably(&temp.join(STATE_FILE), &state.to_json()?)?;
-        sync_dir(&temp)?;
+        sync(&temp)?;
         let dir = self.root.join(&name);
-        let replaced = self.root.join(format!("{TEMP_PREFIX}replaced-{name}"));
+        let replaced = self.root.join(format!("{REPLACED_PREFIX}{name}"));
         if dir.exists() {
             fs::rename(&dir, &replaced).map_err(Error::io(&dir))?;
         }
         fs::rename(&temp, &dir).map_err(Error::io(&dir))?;
         remove(&replaced)?;
         self.point_latest_at(&name)?;
-        self.prune(keep)?;
+        self.prune(keep, state.step)?;
         Ok(dir)
     }
 
-    /// Folder of the newest checkpoint by name, whole or not.
+    /// Folder of the newest checkpoint that is whole; reads all of it.
     pub fn latest_dir(&self) -> Result<Option<PathBuf>> {
-        Ok(self.list()?.pop().map(|(_, dir)| dir))
+        let dirs = self.list()?.into_iter().rev().map(|(_, dir)| dir);
+        Ok(dirs
+            .into_iter()
+            .find(|dir| State::read_verified(dir).is_ok()))
     }
 
     fn point_latest_at(&self, name: &str) -> Result<()> {
@@ -157,12 +207,14 @@ impl Checkpoints {
         write_durably(&temp, format!("{name}\n").as_bytes())?;
         let latest = self.root.join(LATEST_FILE);
         fs::rename(&temp, &latest).map_err(Error::io(&latest))?;
-        sync_dir(&self.root)
+        sync(&self.root)
     }
 
-    /// Removes by renaming first, so that a kill leaves no checkpoint that is only partly there.
-    fn prune(&self, keep: Keep) -> Result<()> {
-        let all = self.list()?;
+    /// Removes what need not stay of the checkpoints up to the one just saved: one after it is not known to be whole, so
+    /// it must not take the place of one that is. Removes by renaming first, so that a kill leaves no checkpoint that is only partly there.
+    fn prune(&self, keep: Keep, saved: u64) -> Result<()> {
+        let mut all = self.list()?;
+        all.retain(|(step, _)| *step <= saved);
         for (step, dir) in &all[..all.len().saturating_sub(keep.last)] {
             if (keep.is_milestone)(*step) {
                 continue;
@@ -187,11 +239,14 @@ impl Checkpoints {
 }
 
 impl Found {
-    /// Sets parameters and optimizer to what was saved.
+    /// Sets parameters, optimizer and the running mean, where there is one, to what was saved.
     ///
     /// # Errors
     /// [`Error::Parameter`] or [`Error::Shape`] if the checkpoint does not fit the model.
-    pub fn restore(&self, params: &Params, optim: &mut AdamW) -> Result<()> {
+    pub fn restore(&self, params: &Params, optim: &mut AdamW, ema: Option<&mut Ema>) -> Result<()> {
+        if let Some(ema) = ema {
+            ema.restore(&read_tensors(&self.dir.join(EMA_FILE), params.device())?)?;
+        }
         params.load(&read_tensors(&self.dir.join(MODEL_FILE), params.device())?)?;
         let path = self.dir.join(OPTIM_FILE);
         let moments = read_tensors(&path, &Device::Cpu)?;
@@ -257,22 +312,6 @@ fn remove(path: &Path) -> Result<()> {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(path)(error)),
         _ => Ok(()),
     }
-}
-
-fn write_durably(path: &Path, bytes: &[u8]) -> Result<()> {
-    fs::write(path, bytes).map_err(Error::io(path))?;
-    sync_file(path)
-}
-
-fn sync_file(path: &Path) -> Result<()> {
-    File::open(path)
-        .and_then(|file| file.sync_all())
-        .map_err(Error::io(path))
-}
-
-/// Makes the entries of a folder survive a crash of the machine.
-fn sync_dir(path: &Path) -> Result<()> {
-    sync_file(path)
 }
 
 #[cfg(test)]

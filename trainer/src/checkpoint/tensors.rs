@@ -8,8 +8,9 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 use safetensors::{Dtype, SafeTensors, View};
 
-use super::{FileSum, sync_file};
+use super::FileSum;
 use crate::error::{Error, Result};
+use crate::files::sync;
 
 /// One f32 tensor whose bytes are made when the file gets to it.
 struct Lazy {
@@ -63,7 +64,7 @@ pub(super) fn write(path: &Path, tensors: Vec<(String, Tensor)>) -> Result<FileS
     // `format: pt` is what Hugging Face's readers ask for.
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
     safetensors::serialize_to_file(views, Some(metadata), path)?;
-    sync_file(path)?;
+    sync(path)?;
     let sum = FileSum::of(path)?;
     if sum.bytes < data_bytes {
         let problem = format!(

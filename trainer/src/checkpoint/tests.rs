@@ -85,7 +85,7 @@ fn saved(n: u64) -> (tempfile::TempDir, Checkpoints, Params, AdamW) {
     for number in 1..=n {
         step(&params, &mut optim);
         checkpoints
-            .save(&params, &optim, state(number), KEEP)
+            .save(&params, &optim, None, state(number), KEEP)
             .unwrap();
     }
     (dir, checkpoints, params, optim)
@@ -99,7 +99,7 @@ fn what_is_saved_comes_back_and_goes_on_bit_for_bit() {
     assert!(warnings.is_empty());
     assert_eq!((found.state.step, found.state.loader.batch), (2, 2));
     let (other, mut other_optim) = setup(9);
-    found.restore(&other, &mut other_optim).unwrap();
+    found.restore(&other, &mut other_optim, None).unwrap();
     assert_eq!(values(&other), values(&params));
     step(&params, &mut optim);
     step(&other, &mut other_optim);
@@ -127,7 +127,7 @@ fn only_what_should_stay_stays_and_latest_points_at_the_newest() {
     };
     for number in 2..=7 {
         checkpoints
-            .save(&params, &optim, state(number), keep)
+            .save(&params, &optim, None, state(number), keep)
             .unwrap();
     }
     let mut left = names(&dir.path().join(CHECKPOINTS_DIR)).unwrap();
@@ -154,10 +154,12 @@ fn only_what_should_stay_stays_and_latest_points_at_the_newest() {
 fn saving_the_same_step_again_replaces_it() {
     let (_dir, checkpoints, params, mut optim) = saved(1);
     step(&params, &mut optim);
-    checkpoints.save(&params, &optim, state(1), KEEP).unwrap();
+    checkpoints
+        .save(&params, &optim, None, state(1), KEEP)
+        .unwrap();
     let found = checkpoints.newest().unwrap().0.unwrap();
     let (other, mut other_optim) = setup(9);
-    found.restore(&other, &mut other_optim).unwrap();
+    found.restore(&other, &mut other_optim, None).unwrap();
     assert_eq!(values(&other), values(&params));
 }
 
@@ -236,4 +238,72 @@ fn what_a_kill_left_half_written_is_ignored_and_removed() {
     let mut left = names(&checkpoints.root).unwrap();
     left.sort();
     assert_eq!(left, ["latest", "step-00000001"]);
+}
+
+#[test]
+fn a_running_mean_is_saved_watched_and_restored_bit_for_bit() {
+    let (_dir, checkpoints, params, mut optim) = saved(1);
+    let mut ema = Ema::new(&params, 0.9).unwrap();
+    step(&params, &mut optim);
+    ema.update().unwrap();
+    checkpoints
+        .save(&params, &optim, Some(&ema), state(2), KEEP)
+        .unwrap();
+    let found = checkpoints.newest().unwrap().0.unwrap();
+    let (other, mut other_optim) = setup(9);
+    let mut restored = Ema::new(&other, 0.9).unwrap();
+    found
+        .restore(&other, &mut other_optim, Some(&mut restored))
+        .unwrap();
+    let bits = |ema: &Ema| -> Vec<Vec<f32>> {
+        let flat = |(_, tensor): (String, candle_core::Tensor)| tensor.flatten_all().unwrap();
+        let tensors = ema.tensors().into_iter().map(flat);
+        tensors.map(|flat| flat.to_vec1().unwrap()).collect()
+    };
+    assert_eq!(bits(&restored), bits(&ema));
+    let path = found.dir.join(EMA_FILE);
+    let mut bytes = fs::read(&path).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&path, bytes).unwrap();
+    let (found, warnings) = checkpoints.newest().unwrap();
+    assert_eq!(found.unwrap().state.step, 1);
+    assert!(warnings[0].contains(EMA_FILE), "{warnings:?}");
+}
+
+#[test]
+fn a_damaged_newer_checkpoint_neither_counts_nor_is_called_good() {
+    let (_dir, checkpoints, params, optim) = saved(3);
+    let path = |step: u64| checkpoints.root.join(dir_name(step));
+    fs::write(path(3).join(MODEL_FILE), b"").unwrap();
+    assert_eq!(checkpoints.latest_dir().unwrap(), Some(path(2)));
+    let keep = Keep { last: 1, ..KEEP };
+    // As a program that does not set it aside would: what it saves must stay.
+    fs::rename(path(3), path(9)).unwrap();
+    checkpoints
+        .save(&params, &optim, None, state(4), keep)
+        .unwrap();
+    assert!(path(4).is_dir() && !path(2).exists());
+    for n in ["damaged-step-00000009", "damaged-step-00000009-2"] {
+        let aside = checkpoints.set_aside_after(4).unwrap();
+        assert_eq!(aside, [checkpoints.root.join(n)]);
+        fs::create_dir(path(9)).unwrap();
+    }
+    fs::remove_dir(path(9)).unwrap();
+    assert_eq!(locate(&checkpoints.root).unwrap(), path(4));
+    assert!(checkpoints.set_aside_after(4).unwrap().is_empty());
+}
+
+#[test]
+fn a_kill_while_a_step_is_replaced_leaves_the_old_copy() {
+    let (dir, checkpoints, _, _) = saved(1);
+    let (step, replaced) = ("step-00000001", ".tmp-replaced-step-00000001");
+    fs::rename(checkpoints.root.join(step), checkpoints.root.join(replaced)).unwrap();
+    let checkpoints = Checkpoints::open(dir.path()).unwrap();
+    assert_eq!(checkpoints.newest().unwrap().0.unwrap().state.step, 1);
+    // And where the new copy did come, the old one goes.
+    fs::create_dir(checkpoints.root.join(replaced)).unwrap();
+    let checkpoints = Checkpoints::open(dir.path()).unwrap();
+    let mut left = names(&checkpoints.root).unwrap();
+    left.sort();
+    assert_eq!(left, ["latest", step]);
 }

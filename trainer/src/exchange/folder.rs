@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{FileSum, MODEL_FILE, STATE_FILE, State, locate};
 use crate::error::{Error, Result};
+use crate::files::sync;
 use crate::models::ModelConfig;
 
 /// Beside the tensors of an imported checkpoint: what it is and where it came from.
@@ -258,12 +259,6 @@ impl Drop for NewFolder {
             drop(fs::remove_dir_all(&self.temp));
         }
     }
-}
-
-fn sync(path: &Path) -> Result<()> {
-    fs::File::open(path)
-        .and_then(|file| file.sync_all())
-        .map_err(Error::io(path))
 }
 
 #[cfg(test)]

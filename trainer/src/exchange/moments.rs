@@ -12,6 +12,7 @@ use super::pickle::{Id, Value};
 use super::pth::PthFile;
 use crate::error::Result;
 use crate::nn::params::Params;
+use crate::optim::param_groups::spared_from_decay;
 
 /// The moments of every trainable parameter.
 #[derive(Debug, Clone)]
@@ -114,10 +115,9 @@ impl RawMoments {
     /// # Errors
     /// A sentence saying where the file's groups and the model part; the state is of no use then.
     pub(super) fn name(mut self, params: &Params) -> Result<OptimizerState, String> {
-        let spared = |name: &str, rank: usize| rank <= 1 || name.ends_with(".bias");
         let (without, with): (Vec<_>, Vec<_>) = params
             .iter_trainable()
-            .partition(|param| spared(&param.name, param.var.rank()));
+            .partition(|param| spared_from_decay(&param.name, param.var.rank()));
         let expected = [without, with];
         let sizes = |n: &mut dyn Iterator<Item = usize>| {
             n.map(|n| n.to_string()).collect::<Vec<_>>().join(" and ")

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::files;
 use tensorboard::EventWriter;
 
 /// Name of the JSON-lines file in the run folder.
@@ -98,7 +99,7 @@ impl MetricsLog {
             .collect();
         // As they were written: numbers that went through a parser could come out a digit different.
         let kept_text: String = kept.iter().map(|(text, _)| *text).collect();
-        replace(&path, &kept_text)?;
+        files::replace(&path, kept_text.as_bytes())?;
         let file = OpenOptions::new()
             .append(true)
             .open(&path)
@@ -147,12 +148,6 @@ fn to_json_line(path: &Path, line: &MetricsLine) -> Result<String> {
     })?;
     text.push('\n');
     Ok(text)
-}
-
-fn replace(path: &Path, text: &str) -> Result<()> {
-    let temp = path.with_extension("jsonl.tmp");
-    fs::write(&temp, text).map_err(Error::io(&temp))?;
-    fs::rename(&temp, path).map_err(Error::io(path))
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::*;
 use crate::nn::params::Param;
+use crate::optim::clip::ZERO_BY_NATURE;
 
 /// A model of a few thousand parameters on views of 32 x 32 with patches of 8.
 fn tiny(kind: ModelKind) -> ModelConfig {
@@ -104,8 +105,7 @@ fn gradient_that_matters(param: &Param, gradient: &Tensor) -> Option<Vec<f64>> {
     if param.name.ends_with("qkv.bias") || param.name.ends_with("in_proj_bias") {
         return Some([&values[..third], &values[2 * third..]].concat());
     }
-    let before_batch_norm =
-        ["projector.fc1.bias", "predictor.fc1.bias"].contains(&param.name.as_str());
+    let before_batch_norm = ZERO_BY_NATURE.contains(&param.name.as_str());
     (!before_batch_norm).then_some(values)
 }
 

@@ -12,6 +12,10 @@ use crate::error::Result;
 /// Elements summed by one task. Fixed, so that the sum does not depend on the number of threads.
 const CHUNK: usize = 1 << 16;
 
+/// Parameters whose gradient is zero but for rounding by nature: what a bias adds before a batch normalisation, the
+/// normalisation takes away.
+pub const ZERO_BY_NATURE: [&str; 2] = ["projector.fc1.bias", "predictor.fc1.bias"];
+
 /// The l2 norms of one step's gradients.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GradNorms {
@@ -31,10 +35,12 @@ impl GradNorms {
         norms.into_iter().find(|(_, norm)| !norm.is_finite())
     }
 
-    /// Parameters without a finite non-zero gradient, each with what it has instead.
+    /// Parameters without a finite non-zero gradient, each with what it has instead; those of [`ZERO_BY_NATURE`] may
+    /// have zero.
     pub fn uncovered(&self) -> Vec<String> {
         let bad = self.per_param.iter().filter_map(|(name, norm)| match norm {
             None => Some(format!("{name} (none)")),
+            Some(0.0) if ZERO_BY_NATURE.contains(&name.as_str()) => None,
             Some(0.0) => Some(format!("{name} (zero)")),
             Some(norm) if !norm.is_finite() => Some(format!("{name} ({norm})")),
             Some(_) => None,

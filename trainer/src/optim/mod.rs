@@ -5,11 +5,13 @@
 
 pub mod adamw;
 pub mod clip;
+pub mod ema;
 pub mod gradients;
 pub mod param_groups;
 pub mod schedule;
 
 pub use adamw::{AdamW, AdamWOptions};
+pub use ema::Ema;
 pub use gradients::Gradients;
 pub use param_groups::{ParamGroup, param_groups};
 pub use schedule::{LrOrder, Place, Schedule};

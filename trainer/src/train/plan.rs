@@ -55,7 +55,7 @@ impl Plan {
 
     /// Epochs seen after this many steps.
     pub fn epochs_after(&self, steps: u64) -> f64 {
-        (steps * self.accum_steps) as f64 / self.batches_per_epoch as f64
+        steps.saturating_mul(self.accum_steps) as f64 / self.batches_per_epoch as f64
     }
 
     /// Whether a checkpoint is due after this many steps: where the configuration says, and at the end.

@@ -1,11 +1,11 @@
 //! What a run tells.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::files;
 
 /// What happens in a run, as it happens.
 #[derive(Debug)]
@@ -78,6 +78,6 @@ impl Summary {
             path: path.into(),
             source,
         })?;
-        fs::write(path, text + "\n").map_err(Error::io(path))
+        files::replace(path, (text + "\n").as_bytes())
     }
 }

@@ -1,7 +1,7 @@
 //! Runs of a tiny model on pictures held in memory.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use pipeline::codec::{Rgb8Image, jpeg};
@@ -18,6 +18,8 @@ use crate::models::ModelKind;
 /// Pictures of coloured waves, one a sample.
 struct Waves {
     pictures: Vec<Bytes>,
+    /// How many more pictures are read before somebody asks to stop, and whom.
+    stop_after: Mutex<Option<(usize, Stop)>>,
 }
 
 impl Waves {
@@ -39,6 +41,7 @@ impl Waves {
         };
         Arc::new(Self {
             pictures: (0..n).map(picture).collect(),
+            stop_after: Mutex::default(),
         })
     }
 }
@@ -61,6 +64,12 @@ impl Source for Waves {
     }
 
     fn picture(&self, index: u64, _frame: u32) -> shards::Result<Bytes> {
+        if let Some((left, stop)) = self.stop_after.lock().unwrap().as_mut() {
+            *left = left.saturating_sub(1);
+            if *left == 0 {
+                stop.request();
+            }
+        }
         Ok(self.pictures[index as usize].clone())
     }
 
@@ -295,15 +304,127 @@ fn accumulation_resumes_and_straddles_epochs() {
 
 #[test]
 fn a_portion_of_a_run_is_the_start_of_the_whole() {
-    let whole = Run::new();
-    whole.train(&tiny()).unwrap();
-    let portions = Run::new();
     let mut config = tiny();
+    config.run.log_every = 3;
+    config.run.pictures_every = 5;
+    let whole = Run::new();
+    whole.train(&config).unwrap();
+    let portions = Run::new();
     config.run.stop_after = Some(7);
     assert!(portions.train(&config).unwrap().stopped);
     config.run.stop_after = None;
     assert!(!portions.train(&config).unwrap().stopped);
     assert_eq!(portions.record(), whole.record());
+    let pictures = |run: &Run| {
+        let dir = fs::read_dir(run.path().join(PICTURES_DIR)).unwrap();
+        let mut names: Vec<_> = dir.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(pictures(&portions), pictures(&whole));
+}
+
+#[test]
+fn a_stop_inside_a_step_drops_it_and_saves_the_one_before() {
+    let mut config = tiny();
+    config.optim.accum_steps = 20;
+    config.optim.max_steps = Some(3);
+    config.optim.ema_decay = Some(0.9);
+    config.run.checkpoint_every = None;
+    config.data.prefetch_batches = 1;
+    let undisturbed = Run::new();
+    undisturbed.train(&config).unwrap();
+    let run = Run::new();
+    let stop = Stop::new();
+    *run.source.stop_after.lock().unwrap() = Some((30 * 4, stop.clone())); // inside the second step
+    let summary = run.train_with(&config, &stop, &mut |_| ()).unwrap();
+    assert_eq!((summary.steps, summary.stopped), (1, true));
+    assert!(summary.checkpoint.unwrap().ends_with("step-00000001"));
+    *run.source.stop_after.lock().unwrap() = None;
+    run.train(&config).unwrap();
+    assert_eq!(run.record(), undisturbed.record());
+    assert_eq!(run.weights(), undisturbed.weights());
+
+    // In the first step there is nothing to save yet.
+    let run = Run::new();
+    let stop = Stop::new();
+    *run.source.stop_after.lock().unwrap() = Some((5 * 4, stop.clone()));
+    let summary = run.train_with(&config, &stop, &mut |_| ()).unwrap();
+    assert_eq!((summary.steps, summary.checkpoint), (0, None));
+}
+
+#[test]
+fn a_running_mean_survives_stops_and_kills_bit_for_bit() {
+    let mut config = tiny();
+    config.optim.ema_decay = Some(0.8);
+    let mean = |run: &Run| {
+        let dir = crate::checkpoint::locate(run.dir.path()).unwrap();
+        fs::read(dir.join(crate::checkpoint::EMA_FILE)).unwrap()
+    };
+    let undisturbed = Run::new();
+    undisturbed.train(&config).unwrap();
+    let weights = crate::checkpoint::locate(undisturbed.dir.path()).unwrap();
+    let weights = fs::read(weights.join(crate::checkpoint::MODEL_FILE)).unwrap();
+    assert_ne!(mean(&undisturbed), weights);
+    let disturbed = Run::new();
+    disturbed.train_until(&config, 3).unwrap();
+    disturbed.train_and_die(&config, 7);
+    disturbed.train(&config).unwrap();
+    assert_eq!(mean(&disturbed), mean(&undisturbed));
+    assert_eq!(disturbed.weights(), undisturbed.weights());
+
+    config.optim.ema_decay = None;
+    let message = disturbed.train(&config).unwrap_err().to_string();
+    assert!(
+        message.contains("optim.ema_decay: 0.8 -> absent"),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_refused_run_leaves_the_record_of_the_one_before() {
+    let run = Run::new();
+    run.train_until(&tiny(), 2).unwrap();
+    let path = run.path().join(CONFIG_FILE);
+    let before = fs::read_to_string(&path).unwrap();
+    let mut config = tiny();
+    config.name = "other".to_string();
+    let smaller = Run {
+        source: Waves::new(16),
+        ..run
+    };
+    smaller.train(&config).unwrap_err();
+    assert_eq!(fs::read_to_string(&path).unwrap(), before);
+}
+
+#[test]
+fn a_moved_set_keeps_its_order() {
+    let run = Run::new();
+    run.train_until(&tiny(), 2).unwrap();
+    let mut config = tiny();
+    config.data.path = "elsewhere".to_string();
+    run.train_until(&config, 3).unwrap();
+    config.data.order = Some(pipeline::config::OrderKind::Blocks);
+    let message = run.train(&config).unwrap_err().to_string();
+    assert!(
+        message.contains("data.order: \"full\" -> \"blocks\""),
+        "{message}"
+    );
+}
+
+#[test]
+fn what_is_saved_past_a_damaged_checkpoint_stays() {
+    let mut config = tiny();
+    config.run.keep_last = 1;
+    let run = Run::new();
+    run.train_until(&config, 5).unwrap();
+    let checkpoint = |name: &str| run.path().join("checkpoints").join(name);
+    fs::create_dir(checkpoint("step-00000008")).unwrap(); // and nothing in it
+    let summary = run.train_until(&config, 6).unwrap();
+    assert_eq!(summary.checkpoint, Some(checkpoint("step-00000006")));
+    assert!(checkpoint("step-00000006/state.json").is_file());
+    assert!(checkpoint("damaged-step-00000008").is_dir());
+    assert!(!run.train(&config).unwrap().stopped);
 }
 
 #[test]

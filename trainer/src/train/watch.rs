@@ -5,9 +5,9 @@ use std::path::Path;
 
 use candle_core::{DType, Tensor};
 
-use super::write_file;
 use crate::checkpoint::{Checkpoints, LossBits};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::models::Forward;
 use crate::optim::clip::GradNorms;
 
@@ -153,15 +153,22 @@ pub(super) fn check_gradients(
 /// it without a word. (The key third of an attention bias has a gradient of zero but for rounding; the whole bias,
 /// which is what is looked at, has not.)
 ///
+/// With stochastic depth a branch may be dropped for all of a small batch, so that is a sentence to warn with.
+///
 /// # Errors
-/// [`Error::GradientCoverage`] naming each parameter without a finite gradient other than zero.
-pub(super) fn check_coverage(norms: &GradNorms) -> Result<()> {
+/// Without it, [`Error::GradientCoverage`] naming each parameter without a finite gradient other than zero.
+pub(super) fn check_coverage(norms: &GradNorms, drop_path: f64) -> Result<Option<String>> {
     let uncovered = norms.uncovered();
     if uncovered.is_empty() {
-        Ok(())
-    } else {
-        Err(Error::GradientCoverage(uncovered.join(", ")))
+        return Ok(None);
     }
+    let error = Error::GradientCoverage(uncovered.join(", "));
+    if drop_path > 0.0 {
+        return Ok(Some(format!(
+            "{error}; model.drop_path is {drop_path}, which may have dropped their branch for the whole step"
+        )));
+    }
+    Err(error)
 }
 
 /// Writes the keys of all the step's samples beside the run and names the first of them.
@@ -178,7 +185,7 @@ fn not_finite(
     if keys.len() > KEYS_NAMED {
         named.push_str(&format!(", and {} more", keys.len() - KEYS_NAMED));
     }
-    if write_file(&path, &(keys.join("\n") + "\n")).is_ok() {
+    if files::replace(&path, (keys.join("\n") + "\n").as_bytes()).is_ok() {
         named.push_str(&format!(" (all in {})", path.display()));
     }
     let last = checkpoints.latest_dir().ok().flatten();
@@ -195,6 +202,29 @@ fn not_finite(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_parameter_that_does_not_learn_is_fatal_unless_chance_or_nature_explains_it() {
+        let norms = |names: &[&str]| GradNorms {
+            per_param: names
+                .iter()
+                .map(|name| ((*name).to_string(), Some(0.0)))
+                .collect(),
+            global: 0.0,
+        };
+        let idle = norms(&["blocks.1.mlp.fc1.weight"]);
+        assert!(matches!(
+            check_coverage(&idle, 0.0),
+            Err(Error::GradientCoverage(_))
+        ));
+        let warning = check_coverage(&idle, 0.1).unwrap().unwrap();
+        assert!(
+            warning.contains("blocks.1.mlp.fc1.weight (zero)"),
+            "{warning}"
+        );
+        let nature = norms(&["projector.fc1.bias", "predictor.fc1.bias"]);
+        assert_eq!(check_coverage(&nature, 0.0).unwrap(), None);
+    }
 
     #[test]
     fn both_ends_survive_their_bits() {

@@ -1,6 +1,7 @@
 //! Finding the folder, reading it, comparing, and keeping count.
 
 use std::collections::HashMap;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
@@ -25,7 +26,11 @@ pub fn part(name: &str) -> Option<(PathBuf, Value)> {
         });
     let folder = root.join(name);
     if !folder.join("manifest.json").is_file() {
-        eprintln!("SKIPPED: golden part {name} is not in {}", root.display());
+        let _ = writeln!(
+            std::io::stderr(),
+            "SKIPPED: golden part {name} is not in {}",
+            root.display()
+        );
         return None;
     }
     let manifest = json(&folder.join("manifest.json"));
@@ -188,7 +193,11 @@ impl Report {
 
     /// Says how much was compared, and fails if anything was wrong.
     pub fn finish(self, part: &str) {
-        eprintln!("golden part {part}: {} cases", self.cases);
+        let _ = writeln!(
+            std::io::stderr(),
+            "golden part {part}: {} cases",
+            self.cases
+        );
         assert!(self.cases > 0, "golden part {part} has no case");
         assert!(
             self.failures.is_empty(),

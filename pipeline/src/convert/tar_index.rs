@@ -73,13 +73,7 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    fn stretch(
-        &mut self,
-        start: u64,
-        bytes: u64,
-        prefix: &str,
-        depth: u32,
-    ) -> Result<(), Fault> {
+    fn stretch(&mut self, start: u64, bytes: u64, prefix: &str, depth: u32) -> Result<(), Fault> {
         if let Some(what) = self.other_format(start, bytes)? {
             return Err(Fault::Damage(format!(
                 "it is {what}, and only plain tars are read in place; make it a plain .tar first"

@@ -163,8 +163,10 @@ fn describe(report: &Report) -> String {
         ));
     }
     text.push_str(&format!(
-        "\n\nnext:\n  pairquet inspect {shards}/clips\n  pairquet inspect --config configs/smoke/cropmae.toml --sheet pairs.png\n  \
-         pairquet convert imagenet /your/images sets/mine, then pairquet train configs/train/cropmae_vits16_in1k.toml --set data.path=sets/mine"
+        "\n\nnext:\n  pairquet inspect {shards}/clips\n  \
+         pairquet inspect --config configs/smoke/cropmae.toml --set data.path={shards}/images --sheet pairs.png\n  \
+         pairquet convert imagenet /your/images sets/mine\n  \
+         pairquet train configs/train/cropmae_vits16_in1k.toml --set data.path=sets/mine"
     ));
     text
 }

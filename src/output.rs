@@ -38,14 +38,13 @@ impl Output {
     /// A sentence about what goes on, to standard error.
     pub fn say(&self, text: impl AsRef<str>) {
         if !self.quiet {
-            // A closed standard error must not end the work.
-            let _ = writeln!(io::stderr(), "{}", text.as_ref());
+            talk(text.as_ref());
         }
     }
 
     /// The error and its causes on one line, to standard error, `quiet` or not.
     pub fn error(&self, error: &anyhow::Error) {
-        let _ = writeln!(io::stderr(), "pairquet: {}", one_line(error));
+        talk(&format!("pairquet: {}", one_line(error)));
     }
 
     /// The result: `value` as JSON, or what `human` makes of it.
@@ -59,6 +58,11 @@ impl Output {
         }
         Ok(stdout.flush()?)
     }
+}
+
+/// A line on standard error. If nobody reads it any more (`pairquet train … 2>&1 | head`), the work goes on all the same.
+pub fn talk(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 /// The error followed by those of its causes that its own words do not already include.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::output::Output;
+use crate::output::{Output, talk};
 
 /// Between two lines of a progress that goes to a file or a pipe.
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -69,7 +69,7 @@ impl Bar {
     /// A line above the bar.
     pub fn say(&self, text: &str) {
         if self.lines.is_some() {
-            eprintln!("{text}");
+            talk(text);
         } else {
             self.bar.println(text);
         }
@@ -90,12 +90,12 @@ impl Bar {
                 .length()
                 .map_or_else(String::new, |n| format!("/{n}"));
             let left = self.bar.eta().as_secs();
-            eprintln!(
+            talk(&format!(
                 "{} {}{total}, about {left} s left  {}",
                 self.what,
                 self.bar.position(),
                 self.bar.message()
-            );
+            ));
         }
     }
 }

@@ -1,20 +1,21 @@
-//! Ctrl-C and SIGTERM: the first asks the work to stop cleanly, a second one ends the program at once.
+//! Ctrl-C, SIGTERM and a closed terminal (SIGHUP): the first asks the work to stop cleanly, a second one ends the program at once.
 
 use std::process;
 
 use anyhow::{Context, Result};
 use pipeline::Stop;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use crate::output::Output;
+use crate::output::{Output, talk};
 
-/// Returns a flag that the first SIGINT or SIGTERM raises.
+/// Returns a flag that the first of these signals raises.
 pub fn stop_on_signal(out: &Output) -> Result<Stop> {
     let stop = Stop::new();
     let raised = stop.clone();
     let quiet = out.is_quiet();
-    let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot listen for signals")?;
+    let mut signals =
+        Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot listen for signals")?;
     std::thread::Builder::new()
         .name("signals".into())
         .spawn(move || {
@@ -24,9 +25,7 @@ pub fn stop_on_signal(out: &Output) -> Result<Stop> {
                 }
                 raised.request();
                 if !quiet {
-                    eprintln!(
-                        "stopping: work in hand is finished and saved first; once more ends at once"
-                    );
+                    talk("stopping: work in hand is finished and saved first; once more ends at once");
                 }
             }
         })

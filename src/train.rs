@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use pipeline::Stop;
+use trainer::exchange::IMPORT_FILE;
 use trainer::{Progress, Summary, TrainConfig};
 
 use crate::output::{Output, facts};
@@ -39,6 +40,12 @@ pub fn run(args: Args, out: &Output) -> Result<ExitCode> {
     let dir = args
         .out
         .unwrap_or_else(|| Path::new("runs").join(&config.name));
+    if dir.join(IMPORT_FILE).exists() {
+        bail!(
+            "{} is an imported checkpoint and no run: start from it with --set init={0} and another --out",
+            dir.display()
+        );
+    }
     let stop = signals::stop_on_signal(out)?;
     let summary = train(&config, &dir, &stop, out)?;
     out.result(&summary, describe)?;

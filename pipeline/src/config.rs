@@ -32,6 +32,7 @@ pub struct DataConfig {
     /// Batches being made or waiting beyond the one in use.
     pub prefetch_batches: usize,
     /// Bad samples that are replaced before the run ends with an error, as a share of the split (`"1%"`) or a count.
+    /// Counted from the start of each session: a run that is resumed begins at 0 again.
     pub max_bad: MaxBad,
     /// Views drawn from each sample in an epoch (SiamMAE: 2). Every sample is visited that often each epoch; the
     /// reference's loop reads only 1/R of the samples, which is not copied.

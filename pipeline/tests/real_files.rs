@@ -209,7 +209,9 @@ fn check_clip(
             entry["frames_decoded"]
         ));
     }
-    if reader.damage().is_some() != entry.get("decode_error").is_some() {
+    // FFmpeg takes the end of a cut Matroska file for the end of the clip, so the index has no error of it.
+    let is_cut = file == "broken/truncated.mkv";
+    if reader.damage().is_some() != (is_cut || entry.get("decode_error").is_some()) {
         return Err(format!(
             "damage {:?}, expected {:?}",
             reader.damage(),

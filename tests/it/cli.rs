@@ -80,6 +80,9 @@ fn a_config_with_a_wrong_value_is_named_before_anything_is_opened() {
         ("data.flip_p=-1", "flip_p"),
         ("device=abacus", "abacus"),
         ("model.num_heads=7", "num_heads"),
+        ("model.depth=100000000", "100000000"),
+        ("model.embed_dim=960000", "960000"),
+        ("data.size=65", "data.size"),
         ("nonsense", "nonsense"),
     ] {
         let message = fails(1, &["train", config, "--set", change, "--print-config"]);

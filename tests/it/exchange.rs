@@ -31,6 +31,9 @@ fn a_run_goes_out_comes_back_and_starts_another() {
     let heads = ["--num-heads", "3", "--decoder-num-heads", "4"];
     ok(&[&["import", utf8(&model), utf8(&back)][..], &heads].concat());
 
+    let message = fails(1, &strs(&train_args("cropmae", &back, 1)));
+    assert!(message.contains("init="), "{message}");
+
     let again = dir.path().join("again");
     ok(&["export", utf8(&back), utf8(&again), "--to", "torch"]);
     let weights = |folder: &str| tensor_bytes(&dir.path().join(folder).join("model.safetensors"));

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Stdio;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -135,6 +136,24 @@ fn a_terminated_run_saves_and_says_that_it_stopped() {
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(newest_weights(&out).is_file());
+}
+
+/// `pairquet train … 2>&1 | head -1` must not end the training.
+#[test]
+fn nobody_listening_is_no_reason_to_stop() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("run");
+    let mut args = train_args("cropmae", &out, 1);
+    args.retain(|arg| arg != "--quiet");
+    let mut child = pairquet()
+        .args(&args)
+        .stderr(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    drop(child.stderr.take());
+    assert!(child.wait().unwrap().success());
+    assert_eq!(figures(&out).len(), STEPS);
 }
 
 #[test]

@@ -250,7 +250,7 @@ fn store<W: std::io::Write + Send>(
 /// Bytes that the pictures of some items come to after conversion; broken items count nothing.
 ///
 /// # Errors
-/// The error of the first such item.
+/// What is not an item's own fault, such as a disk that fails: that of any item that met it.
 pub(crate) fn measure(
     listing: &Listing,
     sample: &[u32],

@@ -73,6 +73,14 @@ pub enum Error {
         /// What differs: name, then, now.
         differences: String,
     },
+    /// Another process is at work there.
+    #[error("another pairquet is converting into {dst} ({what}); wait for it, or stop it first")]
+    Busy {
+        /// The destination.
+        dst: String,
+        /// The split, the part of it, or the manifest.
+        what: String,
+    },
     /// The destination already holds this split, made by another run.
     #[error(
         "{dst} already holds a split '{split}' that this run did not make; choose another destination or delete it"

@@ -15,7 +15,8 @@ use super::work::{Record, Work, shard_file};
 /// Needed after a conversion in parts; one without parts does it by itself. Doing it again changes nothing.
 ///
 /// # Errors
-/// [`Error::Unfinished`] with the first shard that lacks, [`Error::NoPlan`], [`Error::Classes`] if splits disagree.
+/// [`Error::Unfinished`] with the first shard that lacks, [`Error::NoPlan`], [`Error::Classes`] if splits disagree,
+/// [`Error::Busy`] while a part is being made.
 pub fn finish(dst: &str) -> Result<Vec<SplitReport>> {
     let work = Work::open(dst)?;
     let plans = work.plans()?;
@@ -24,13 +25,20 @@ pub fn finish(dst: &str) -> Result<Vec<SplitReport>> {
             dst: dst.to_owned(),
         });
     }
+    let locks = plans.iter().map(|plan| work.lock(&plan.split, None));
+    let _locks = locks.collect::<Result<Vec<_>>>()?;
+    let _manifest = work.lock_manifest()?;
     let reports = finish_splits(&work, &plans)?;
-    work.remove_stale_notes()?;
+    for plan in &plans {
+        work.remove_stale_temps(&format!("{}-", plan.split))?;
+        work.remove_stale_notes(&plan.split)?;
+    }
     Ok(reports)
 }
 
 /// The same for one split, and for those others that are complete.
 pub(crate) fn finish_split(work: &Work, split: &str) -> Result<Vec<SplitReport>> {
+    let _manifest = work.lock_manifest()?;
     let manifest = read_manifest(work)?;
     let mut plans = work.plans()?;
     let mut complete = Vec::with_capacity(plans.len());

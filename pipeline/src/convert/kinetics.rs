@@ -1,6 +1,6 @@
 //! Kinetics and what is laid out like it: folders by class, lists of paths, and its own tables.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Component, Path, PathBuf};
 
 use super::classes::Classes;
@@ -8,13 +8,18 @@ use super::error::{Error, Result};
 use super::folder::class_folders;
 use super::options::KineticsOptions;
 use super::source::{Item, Listing, Place, split_extension};
-use super::tree::{Tars, refuse_no_text, walk};
+use super::tree::{Tars, Tree, refuse_no_text, walk};
 
-/// Endings of what lies beside clips and is none. Everything else is tried: contents count, not names.
-const NOT_CLIPS: [&str; 18] = [
+/// Endings of what lies beside clips and is none: texts, downloads cut off, stills and sound. Everything else is tried:
+/// contents count, not names.
+const NOT_CLIPS: [&str; 37] = [
     "txt", "md", "csv", "tsv", "json", "jsonl", "xml", "html", "log", "yaml", "yml", "py", "sh",
-    "pkl", "npy", "part", "ytdl", "srt",
+    "pkl", "npy", "part", "ytdl", "srt", "vtt", "ass", "jpg", "jpeg", "jpe", "png", "bmp", "webp",
+    "tif", "tiff", "wav", "mp3", "m4a", "aac", "flac", "ogg", "opus", "wma", "aiff",
 ];
+
+/// A list that numbers more classes than this is taken to be wrong: they are all held in memory, and in each shard.
+const MOST_CLASSES: u32 = 1 << 20;
 
 /// Lists the clips of a source.
 pub(crate) fn list(src: &Path, options: &KineticsOptions) -> Result<Listing> {
@@ -33,7 +38,8 @@ pub(crate) fn list(src: &Path, options: &KineticsOptions) -> Result<Listing> {
         Some(list) => (list.as_path(), src),
         None if src_is_file => (src, src.parent().unwrap_or(Path::new(""))),
         None => {
-            let tree = walk(src, Tars::AsFiles)?;
+            let mut tree = walk(src, Tars::AsFiles)?;
+            leave_out_second_files(&mut tree);
             return class_folders(
                 tree,
                 &options.common.split,
@@ -80,6 +86,23 @@ pub(crate) fn list(src: &Path, options: &KineticsOptions) -> Result<Listing> {
     Ok(listing)
 }
 
+/// Where files differ by their ending alone they are one clip, fetched twice: the first by name stays. Unlike pictures,
+/// of which two called the same are two.
+fn leave_out_second_files(tree: &mut Tree) {
+    let Tree {
+        entries, ignored, ..
+    } = tree;
+    let mut known = HashSet::new();
+    entries.retain(|entry| {
+        let (name, _) = split_extension(&entry.path);
+        let keep = !may_be_clip(&entry.path) || known.insert(name.to_owned());
+        if !keep {
+            ignored.add("second files of a clip with another ending", &entry.path);
+        }
+        keep
+    });
+}
+
 fn may_be_clip(path: &str) -> bool {
     let (_, ending) = split_extension(path);
     !NOT_CLIPS
@@ -110,45 +133,61 @@ fn from_lines(list: &Path, text: &str, root: &Path, classes: Option<Classes>) ->
     } else {
         common_folder(lines.iter().map(|(_, path, _)| path.as_path()))
     };
-    let numbers: Option<Vec<u32>> = lines
-        .iter()
-        .filter_map(|(_, _, label)| *label)
-        .map(|label| label.parse().ok())
-        .collect();
-    let classes = match (classes, &numbers) {
-        (Some(classes), _) => classes,
-        (None, Some(numbers)) => {
-            Classes::counted(numbers.iter().max().map_or(0, |max| max.saturating_add(1)))?
+    let wrong = |line, reason| Error::List {
+        path: list.to_path_buf(),
+        line,
+        reason,
+    };
+    let number = |line: u64, label: &str| -> Result<u32> {
+        let number = label.parse().ok().filter(|&number| number < MOST_CLASSES);
+        number.ok_or_else(|| {
+            wrong(
+                line,
+                format!("label {label}, expected less than {MOST_CLASSES}"),
+            )
+        })
+    };
+    let labels = || {
+        lines
+            .iter()
+            .filter_map(|&(line, _, label)| Some((line, label?)))
+    };
+    let are_numbers = labels().all(|(_, label)| label.bytes().all(|b| b.is_ascii_digit()));
+    let classes = match classes {
+        Some(classes) => classes,
+        None if are_numbers => {
+            let beyond = labels().map(|(line, label)| Ok(number(line, label)? + 1));
+            Classes::counted(
+                beyond
+                    .collect::<Result<Vec<u32>>>()?
+                    .into_iter()
+                    .max()
+                    .unwrap_or(0),
+            )?
         }
-        (None, None) => Classes::found(lines.iter().filter_map(|(_, _, label)| *label))?,
+        None => Classes::found(labels().map(|(_, label)| label))?,
     };
     let names = classes.clone().into_names();
-    let item = |(number, path, label): (u64, PathBuf, Option<&str>)| -> Result<Item> {
-        let wrong = |reason| Error::List {
-            path: list.to_path_buf(),
-            line: number,
-            reason,
-        };
+    let item = |(line, path, label): (u64, PathBuf, Option<&str>)| -> Result<Item> {
+        let wrong = |reason| wrong(line, reason);
         let relative = path.strip_prefix(&top).unwrap_or(&path);
         let relative = relative.to_str().filter(|text| !text.is_empty());
         let relative =
             relative.ok_or_else(|| wrong(format!("'{}' is no path of a file", path.display())))?;
-        let label = match (label, &numbers) {
-            (None, _) => None,
+        let label = match label {
+            None => None,
             // Numbers are labels as they stand, also beside a file of class names.
-            (Some(label), Some(_)) => {
-                let label: i32 = label
-                    .parse()
-                    .map_err(|_| wrong(format!("label {label} is too large")))?;
+            Some(label) if are_numbers => {
+                let label = number(line, label)?;
                 if label as usize >= names.len() {
                     return Err(wrong(format!(
                         "label {label} is not below the number of classes, {}",
                         names.len()
                     )));
                 }
-                Some(label)
+                Some(label.cast_signed())
             }
-            (Some(label), None) => Some(classes.label(label)?),
+            Some(label) => Some(classes.label(label)?),
         };
         let (key, extension) = split_extension(relative);
         let (place, bytes) = match std::fs::metadata(&path) {
@@ -455,6 +494,37 @@ mod tests {
         );
         let text = String::from_utf8(listing.read(&listing.items[1]).unwrap()).unwrap();
         assert_eq!(text, "arm wrestling/b.lies");
+    }
+
+    #[test]
+    fn stills_sound_and_second_files_beside_clips_are_left_out() {
+        let dir = folder(&[
+            "a/x.mp4", "a/x.jpg", "a/x.m4a", "a/x.mkv", "a/y.PNG", "b/x.mp4",
+        ]);
+        let listing = listed(dir.path()).unwrap();
+        assert_eq!(keys(&listing), [("a/x", Some(0)), ("b/x", Some(1))]);
+        assert_eq!(&*listing.items[0].extension, ".mkv");
+        assert_eq!(
+            listing.notes,
+            [
+                "ignored 3 files that are not named like clips, first: a/x.jpg",
+                "ignored 1 second files of a clip with another ending, first: a/x.mp4"
+            ]
+        );
+    }
+
+    #[test]
+    fn labels_out_of_reason_name_their_line() {
+        let dir = folder(&["x.mp4", "y.mp4"]);
+        let list = dir.path().join("list.txt");
+        for label in ["4294967294", "1048576", "99999999999999999999"] {
+            std::fs::write(&list, format!("x.mp4 0\ny.mp4 {label}\n")).unwrap();
+            let message = listed(&list).unwrap_err().to_string();
+            assert!(
+                message.contains("list.txt, line 2") && message.contains(label),
+                "{message}"
+            );
+        }
     }
 
     #[test]

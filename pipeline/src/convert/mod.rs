@@ -12,10 +12,11 @@
 //! Invariants:
 //!
 //! - The result is a function of the source and of the options that [`ImagenetOptions`] and [`KineticsOptions`] do not
-//!   call without effect. Workers, parts, machine, time, and any number of kills on the way play no part.
+//!   call without effect. Workers, parts, machine, time, and any number of kills on the way play no part. Frames of
+//!   clips depend on the version of FFmpeg as well, which is why the plan holds it and other versions are refused.
 //! - A shard has its name only when it is whole, and a record only after that. The manifest comes last.
 //! - A broken item is data: it is skipped, named and counted. A disk that fails is an error, never a thinner set.
-//! - Memory is bounded by the number of items (some 150 bytes each) and by the clips in work, not by the set's size.
+//! - Memory is bounded by the number of items (some 250 bytes each) and by the clips in work, not by the set's size.
 
 mod classes;
 mod clip_item;

@@ -21,6 +21,8 @@ pub(crate) struct Plan {
     pub options: Map<String, Value>,
     pub source: SourceDigest,
     pub class_names: Vec<ClassName>,
+    /// The libraries that decode the items, where what they give depends on their version: for clips.
+    pub decoder: Option<String>,
     /// What the number of shards was computed from, in bytes.
     pub estimated_bytes: u64,
     pub n_shards: u64,
@@ -62,6 +64,7 @@ impl Plan {
         split: &str,
         options: Map<String, Value>,
         listing: &Listing,
+        decoder: Option<String>,
         estimated_bytes: u64,
         n_shards: u64,
     ) -> Self {
@@ -72,6 +75,7 @@ impl Plan {
             options,
             source: SourceDigest::of(listing),
             class_names: listing.classes.clone(),
+            decoder,
             estimated_bytes,
             n_shards,
             notes: listing.notes.clone(),
@@ -85,6 +89,7 @@ impl Plan {
             sorted(&self.options),
             &self.source,
             &self.class_names,
+            &self.decoder,
             self.n_shards,
         );
         // Strings, numbers and maps with string keys always have a JSON form.
@@ -106,6 +111,13 @@ impl Plan {
         if self.kind != wanted.kind {
             differences
                 .push(format!("it holds {:?}, not {:?}", self.kind, wanted.kind).to_lowercase());
+        }
+        if self.decoder.as_deref() != wanted.decoder {
+            differences.push(format!(
+                "its clips were decoded by {}, this machine has {}",
+                self.decoder.as_deref().unwrap_or("nothing"),
+                wanted.decoder.unwrap_or("nothing")
+            ));
         }
         let names: std::collections::BTreeSet<&String> =
             self.options.keys().chain(wanted.options.keys()).collect();
@@ -140,6 +152,7 @@ pub(crate) struct Wanted<'a> {
     pub options: &'a Map<String, Value>,
     pub source: &'a SourceDigest,
     pub class_names: &'a [ClassName],
+    pub decoder: Option<&'a str>,
 }
 
 /// In the order of the names, whatever features `serde_json` was built with.
@@ -181,7 +194,7 @@ mod tests {
 
     fn plan() -> Plan {
         let options = json!({"short_side": 256}).as_object().unwrap().clone();
-        Plan::new(Kind::Images, "train", options, &listing(5), 100, 1)
+        Plan::new(Kind::Images, "train", options, &listing(5), None, 100, 1)
     }
 
     #[test]
@@ -192,6 +205,7 @@ mod tests {
             options: &plan.options,
             source: &plan.source,
             class_names: &[],
+            decoder: None,
         };
         assert_eq!(plan.differences(&same), None);
         let options = json!({"quality": 90}).as_object().unwrap().clone();
@@ -201,6 +215,7 @@ mod tests {
             options: &options,
             source: &source,
             class_names: &[],
+            decoder: Some("libavcodec 61.3.100"),
         };
         let text = plan.differences(&other).unwrap();
         for part in [
@@ -208,6 +223,7 @@ mod tests {
             "quality was not set and is 90",
             "6 bytes",
             "clips",
+            "this machine has libavcodec 61.3.100",
         ] {
             assert!(text.contains(part), "{part} in {text}");
         }

@@ -20,6 +20,7 @@ use super::report::ConvertReport;
 use super::source::{Item, Listing};
 use super::work::{Record, Work, shard_file};
 use super::{imagenet as imagenet_source, kinetics as kinetics_source};
+use crate::codec::video::library_versions;
 use crate::stop::Stop;
 
 /// Most pictures converted to measure how large the others will get.
@@ -83,6 +84,13 @@ pub fn imagenet(
 /// the columns `label,youtube_id,time_start,time_end,split` and names files `<youtube_id>_<start>_<end>` with six
 /// digits a time, or `<youtube_id>`, with any ending, anywhere under `src`.
 ///
+/// In folders, stills, sound and texts beside the clips are left out by their endings, and of files that differ by
+/// their ending alone all but the first; the report's notes tell of both. In a list, and where a table's row has
+/// several files, two of one name are an error.
+///
+/// Frames are as the installed FFmpeg decodes them, and versions of it differ. So a set is made by one version: a run
+/// or part that brings another is refused.
+///
 /// # Errors
 /// As [`imagenet`].
 pub fn kinetics(
@@ -131,11 +139,12 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn run(self, dst: &str, start: Instant) -> Result<ConvertReport> {
-        refuse_inside(self.src, dst)?;
+        let work = Work::open(dst)?;
+        refuse_inside(self.src, &work)?;
         for note in &self.listing.notes {
             say(self.progress, note.clone());
         }
-        let work = Work::open(dst)?;
+        let _locks = work.lock(&self.common.split, self.common.part)?;
         let plan = self.plan(&work)?;
         let part = self.common.part.unwrap_or(Part::WHOLE);
         let layout = Layout::new(
@@ -229,7 +238,7 @@ impl Run<'_> {
         let is_finished = self.common.part.is_none();
         if is_finished {
             finish_split(&work, &plan.split)?;
-            work.remove_stale_notes()?;
+            work.remove_stale_notes(&plan.split)?;
         }
         Ok(ConvertReport {
             split,
@@ -246,11 +255,13 @@ impl Run<'_> {
     fn plan(&self, work: &Work) -> Result<Plan> {
         let split = &self.common.split;
         let source = SourceDigest::of(self.listing);
+        let decoder = (self.kind == Kind::Clips).then(library_versions);
         let wanted = Wanted {
             kind: self.kind,
             options: &self.options,
             source: &source,
             class_names: &self.listing.classes,
+            decoder: decoder.as_deref(),
         };
         let agreed = |plan: Plan| match plan.differences(&wanted) {
             None => Ok(plan),
@@ -280,6 +291,7 @@ impl Run<'_> {
                 split,
                 self.options.clone(),
                 self.listing,
+                decoder.clone(),
                 bytes,
                 n,
             )
@@ -367,14 +379,13 @@ fn say(progress: &dyn Progress, text: String) {
 }
 
 /// A destination inside its own source would be taken for source by the next run.
-fn refuse_inside(src: &Path, dst: &str) -> Result<()> {
-    let path = dst.strip_prefix("file://").unwrap_or(dst);
-    if path.contains("://") || !src.is_dir() {
+fn refuse_inside(src: &Path, work: &Work) -> Result<()> {
+    let Some(folder) = work.store.folder().filter(|_| src.is_dir()) else {
         return Ok(());
-    }
+    };
     let inside = || -> std::io::Result<bool> {
         let src = src.canonicalize()?;
-        let mut dst = std::path::absolute(path)?;
+        let mut dst = folder.to_path_buf();
         // Of a destination that is not there yet, its nearest ancestor that is.
         while !dst.exists() && dst.pop() {}
         Ok(dst.canonicalize()?.starts_with(src))
@@ -382,7 +393,7 @@ fn refuse_inside(src: &Path, dst: &str) -> Result<()> {
     if inside().unwrap_or(false) {
         return Err(Error::Option {
             name: "destination",
-            value: dst.to_owned(),
+            value: work.dst.clone(),
             expected: "a place outside of the source",
         });
     }

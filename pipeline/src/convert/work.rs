@@ -5,14 +5,18 @@
 //! | `plan-<split>.json` | before the first shard | never: it tells a later run what this one did |
 //! | `<shard>.json` | after its shard is safely in place | when the split is in the manifest |
 //! | `report-<split>.json` | before the manifest | never |
+//! | `lock-<split>`, `lock-<split>-<part>-of-<parts>`, `lock-manifest` | empty, while somebody works on it | never |
 //!
-//! All are written atomically, and none of them depends on workers, parts, machine or time.
+//! All but the locks are written atomically, and none of those depends on workers, parts, machine or time.
+
+use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use shards::Store;
+use shards::{Lock, Sharing, Store};
 
 use super::error::{Error, Result};
+use super::part::Part;
 use super::plan::Plan;
 use super::report::{Damaged, Skipped, SplitReport};
 
@@ -56,6 +60,49 @@ impl Work {
         Ok(Self {
             store: Store::open(dst)?,
             dst: dst.to_owned(),
+        })
+    }
+
+    /// Keeps others away from a split, or from one part of it: parts may be made at once, each of them once. The kernel
+    /// lets go of it however this process ends.
+    ///
+    /// # Errors
+    /// [`Error::Busy`].
+    pub fn lock(&self, split: &str, part: Option<Part>) -> Result<Vec<Lock>> {
+        let take = |name: String, sharing| -> Result<Lock> {
+            let lock = self
+                .store
+                .try_lock(&format!("{FOLDER}/lock-{name}"), sharing)?;
+            lock.ok_or_else(|| Error::Busy {
+                dst: self.dst.clone(),
+                what: name,
+            })
+        };
+        match part {
+            None => Ok(vec![take(split.to_owned(), Sharing::Alone)?]),
+            // The parts share the split, so that nobody makes the whole of it beside them.
+            Some(Part { index, count }) => Ok(vec![
+                take(split.to_owned(), Sharing::Shared)?,
+                take(format!("{split}-{}-of-{count}", index + 1), Sharing::Alone)?,
+            ]),
+        }
+    }
+
+    /// Waits until nobody else writes the manifest. That takes moments, so nobody is turned away before a minute.
+    ///
+    /// # Errors
+    /// [`Error::Busy`].
+    pub fn lock_manifest(&self) -> Result<Lock> {
+        for _ in 0..1200 {
+            let path = format!("{FOLDER}/lock-manifest");
+            if let Some(lock) = self.store.try_lock(&path, Sharing::Alone)? {
+                return Ok(lock);
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Err(Error::Busy {
+            dst: self.dst.clone(),
+            what: "manifest".into(),
         })
     }
 
@@ -116,9 +163,12 @@ impl Work {
         Ok(())
     }
 
-    /// Removes what killed runs left half written of everything but shards: for when nobody else is at work.
-    pub fn remove_stale_notes(&self) -> Result<()> {
-        self.store.remove_stale_temps(&format!("{FOLDER}/"))?;
+    /// Removes what killed runs left half written of a split's plan and report, and of the manifest: for who holds the
+    /// locks of both.
+    pub fn remove_stale_notes(&self, split: &str) -> Result<()> {
+        for path in [plan_path(split), report_path(split)] {
+            self.store.remove_stale_temps(&path)?;
+        }
         self.store.remove_stale_temps(shards::MANIFEST_NAME)?;
         Ok(())
     }

@@ -209,7 +209,7 @@ impl Loader {
         self.handed_out.replaced += contents.bad.len() as u64;
         self.handed_out
             .bad
-            .extend(contents.bad.into_iter().map(|bad| (bad.index, bad)));
+            .extend(contents.bad.into_iter().map(|(_, bad)| (bad.index, bad)));
         let found = self.handed_out.bad.len() as u64;
         let failure = contents.failure.map(|(_, failure)| failure).or_else(|| {
             let named = || stage::name_some(self.handed_out.bad.values());
@@ -284,14 +284,9 @@ const QUEUE_PER_WORKER: usize = 8;
 /// Readers of a bucket, where a read takes tens of milliseconds; one keeps up with any number of workers on a disk.
 const REMOTE_FETCH_THREADS: usize = 16;
 
-fn is_remote(path: &str) -> bool {
-    path.split_once("://")
-        .is_some_and(|(scheme, _)| scheme != "file")
-}
-
 fn fetch_threads(config: &DataConfig) -> usize {
     match config.io_threads {
-        0 if is_remote(&config.path) => REMOTE_FETCH_THREADS,
+        0 if shards::is_remote(&config.path) => REMOTE_FETCH_THREADS,
         0 => 1,
         n => n,
     }
@@ -308,7 +303,7 @@ fn compute_threads(config: &DataConfig) -> usize {
 }
 
 fn open_order(source: &dyn Source, config: &DataConfig, seed: u64) -> Result<Order> {
-    let remote = is_remote(&config.path);
+    let remote = shards::is_remote(&config.path);
     let kind = config.order.unwrap_or(if remote {
         OrderKind::Blocks
     } else {

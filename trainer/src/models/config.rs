@@ -216,6 +216,13 @@ impl Sizes {
     }
 }
 
+/// Wider than any published vision transformer (ViT-22B has 6144); what is beyond it is a slip, and would only end in
+/// memory that cannot be had.
+const MAX_WIDTH: usize = 16_384;
+
+/// Deeper than any published vision transformer.
+const MAX_DEPTH: usize = 512;
+
 /// Side of a view where neither the model nor the data says one.
 const DEFAULT_IMG_SIZE: usize = 224;
 
@@ -299,7 +306,7 @@ impl ModelConfig {
                 && sizes.img_size > 0
                 && sizes.img_size.is_multiple_of(sizes.patch_size),
             format!(
-                "model.img_size is {}, expected a multiple of patch_size, {}",
+                "model.img_size (data.size) is {}, expected a multiple of patch_size, {}",
                 sizes.img_size, sizes.patch_size
             ),
         )?;
@@ -314,14 +321,18 @@ impl ModelConfig {
                 ),
             )?;
         }
-        expect(
-            sizes.depth > 0,
-            "model.depth is 0, expected at least 1".to_owned(),
-        )?;
-        expect(
-            sizes.decoder_depth > 0,
-            "model.decoder_depth is 0, expected at least 1".to_owned(),
-        )?;
+        for (name, size, most) in [
+            ("img_size", sizes.img_size, 8192),
+            ("embed_dim", sizes.embed_dim, MAX_WIDTH),
+            ("decoder_embed_dim", sizes.decoder_embed_dim, MAX_WIDTH),
+            ("depth", sizes.depth, MAX_DEPTH),
+            ("decoder_depth", sizes.decoder_depth, MAX_DEPTH),
+        ] {
+            expect(
+                (1..=most).contains(&size),
+                format!("model.{name} is {size}, expected 1 to {most}"),
+            )?;
+        }
         let kept = n_kept(sizes.n_patches(), sizes.mask_ratio)?;
         expect(
             kept < sizes.n_patches(),

@@ -12,6 +12,7 @@ use ffmpeg_next as ffmpeg;
 use ffmpeg::ffi;
 use ffmpeg::format::Pixel;
 use ffmpeg::format::context::Input;
+use ffmpeg::format::stream::Stream;
 use ffmpeg::software::scaling;
 use ffmpeg::util::frame;
 use ffmpeg::{Dictionary, Error, Rational};
@@ -60,6 +61,21 @@ pub(super) fn open_input(path: &Path) -> Result<Input, Error> {
             _ => Ok(input),
         }
     }
+}
+
+/// How long the stream is, or else the whole file, as the container says; `None` if it does not say. FFmpeg's guess from
+/// the bit rate does not count.
+pub(super) fn stated_seconds(input: &Input, stream: &Stream<'_>) -> Option<f64> {
+    // SAFETY: the context is live and was opened; the field is a plain enum that users may read.
+    let method = unsafe { (*input.as_ptr()).duration_estimation_method };
+    if method == ffi::AVDurationEstimationMethod::AVFMT_DURATION_FROM_BITRATE {
+        return None;
+    }
+    let of_stream = stream.duration() as f64 * f64::from(stream.time_base());
+    let of_file = input.duration() as f64 / f64::from(ffi::AV_TIME_BASE);
+    [of_stream, of_file]
+        .into_iter()
+        .find(|&seconds| seconds > 0.0)
 }
 
 /// Tells the decoder the unit of its packets' times, and the most pixels to allocate a frame for. Returns the width and

@@ -20,6 +20,20 @@ mod write;
 pub use read::{VideoInfo, VideoReader};
 pub use write::write_video;
 
+/// The libraries that decide what a clip's frames are: their versions, as `libavcodec 59.37.100, ...`.
+pub fn library_versions() -> String {
+    let named = |name, version: u32| {
+        let [_, major, minor, micro] = version.to_be_bytes();
+        format!("{name} {major}.{minor}.{micro}")
+    };
+    [
+        named("libavformat", ffmpeg_next::format::version()),
+        named("libavcodec", ffmpeg_next::codec::version()),
+        named("libswscale", ffmpeg_next::software::scaling::version()),
+    ]
+    .join(", ")
+}
+
 use super::Rgb8Image;
 
 /// A frame of a clip.

@@ -36,7 +36,8 @@ pub struct VideoInfo {
 ///
 /// Where the data cannot be read on, the reader stops: what follows would be guesses until the next key frame. Frames
 /// before that count, and [`damage`](Self::damage) says why there are no more; it also tells of frames that FFmpeg gave
-/// whole but patched from their neighbours. A clip without a single frame gives an error instead. `nth` and `step_by` decode the frames they pass over, but spend nothing on their colours.
+/// whole but patched from their neighbours, of times that fall, and of a clip that ends long before its container says.
+/// A clip without a single frame gives an error instead. `nth` and `step_by` decode the frames they pass over, but spend nothing on their colours.
 pub struct VideoReader {
     input: Input,
     decoder: ffmpeg::decoder::Video,
@@ -52,7 +53,15 @@ pub struct VideoReader {
     last_time_us: Option<i64>,
     /// First frame that FFmpeg had to patch, and how many there were.
     patched: Option<(u64, u64)>,
+    /// First frame that came after one of a later time, and how many there were.
+    fell: Option<(u64, u64)>,
     stopped: Option<ffmpeg::Error>,
+    /// Where the packets begin and end so far, in units of the stream.
+    packets: Option<(i64, i64)>,
+    /// What the container says of its length, in seconds.
+    stated_seconds: Option<f64>,
+    /// Where the clip ended, in seconds, if that is clearly before `stated_seconds`.
+    cut_at: Option<f64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,6 +115,7 @@ impl VideoReader {
             .map(|data| Orientation::from_display_matrix(data.data()))
             .unwrap_or_default();
         let codec = stream.parameters().id();
+        let stated_seconds = ffi::stated_seconds(&input, &stream);
         let unsupported = |error| CodecError::Unsupported {
             format: codec.name().to_owned(),
             reason: format!("no decoder: {error}"),
@@ -142,7 +152,11 @@ impl VideoReader {
             n_frames: 0,
             last_time_us: None,
             patched: None,
+            fell: None,
             stopped: None,
+            packets: None,
+            stated_seconds,
+            cut_at: None,
         })
     }
 
@@ -160,16 +174,26 @@ impl VideoReader {
     pub fn damage(&self) -> Option<String> {
         let patched = self
             .patched
-            .map(|(first, n)| format!("{n} patched, the first is frame {first}"));
+            .map(|(first, n)| format!("{n} frames patched, the first is frame {first}"));
+        let fell = self.fell.map(|(first, n)| {
+            format!("{n} frames timed before their predecessors, the first is frame {first}")
+        });
         let stopped = self.stopped.map(|error| {
             format!(
                 "no more after frame {}: {error}",
                 self.n_frames.saturating_sub(1)
             )
         });
-        let parts: Vec<String> = patched.into_iter().chain(stopped).collect();
+        let cut = self
+            .cut_at
+            .zip(self.stated_seconds)
+            .map(|(end, stated)| format!("ends at {end:.1} s, the container says {stated:.1} s"));
+        let parts: Vec<String> = [patched, fell, stopped, cut]
+            .into_iter()
+            .flatten()
+            .collect();
         (!parts.is_empty())
-            .then(|| format!("damaged {} frames: {}", self.info.codec, parts.join("; ")))
+            .then(|| format!("damaged {} clip: {}", self.info.codec, parts.join("; ")))
     }
 
     /// Decodes the next frame into `image`, whose memory is reused, and returns its time in microseconds; `None` at the
@@ -251,7 +275,14 @@ impl VideoReader {
             let mut packet = Packet::empty(); // a new one each time: reading does not free what it overwrites
             match packet.read(&mut self.input) {
                 Ok(()) if packet.stream() != self.stream => {}
-                Ok(()) => return self.decoder.send_packet(&packet),
+                Ok(()) => {
+                    if let Some(start) = packet.pts() {
+                        let end = start.saturating_add(packet.duration().max(0));
+                        let (first, last) = self.packets.unwrap_or((start, end));
+                        self.packets = Some((first.min(start), last.max(end)));
+                    }
+                    return self.decoder.send_packet(&packet);
+                }
                 Err(ffmpeg::Error::Eof) => {
                     self.state = State::Draining;
                     return self.decoder.send_eof();
@@ -268,7 +299,14 @@ impl VideoReader {
                 format: self.info.codec.clone(),
                 reason: "no frame in the clip".to_owned(),
             }),
-            None => Ok(false),
+            None => {
+                let packets = self.packets.zip(self.stated_seconds);
+                self.cut_at = packets.and_then(|((first, last), stated)| {
+                    let unit = f64::from(self.time_base);
+                    end_if_cut(first as f64 * unit, last as f64 * unit, stated)
+                });
+                Ok(false)
+            }
             Some(error) if self.n_frames == 0 => Err(CodecError::Corrupt {
                 format: self.info.codec.clone(),
                 reason: format!("no frame decodes: {error}"),
@@ -280,25 +318,46 @@ impl VideoReader {
         }
     }
 
-    /// Time of the frame in `self.picture`. A frame without one (raw streams) comes one average frame after its
-    /// predecessor.
+    /// Time of the frame in `self.picture`.
     fn time_us(&mut self) -> i64 {
         let tagged = self
             .picture
             .0
             .timestamp()
             .map(|time| time.rescale(self.time_base, Rational(1, 1_000_000)));
-        let time_us = tagged.unwrap_or_else(|| match self.last_time_us {
-            None => 0,
-            Some(last) => {
-                last + self
-                    .info
-                    .fps
-                    .map_or(40_000, |fps| (1e6 / fps).round() as i64)
-            }
-        });
+        let (time_us, fell) = next_time(tagged, self.last_time_us, self.info.fps);
+        if fell {
+            // The frame itself is counted already.
+            let (first, n) = self.fell.unwrap_or((self.n_frames.saturating_sub(1), 0));
+            self.fell = Some((first, n + 1));
+        }
         self.last_time_us = Some(time_us);
         time_us
+    }
+}
+
+/// Where a clip with packets from `first` to `last` ends, in seconds, if that is clearly before what its container says:
+/// FFmpeg takes the end of some cut files, Matroska above all, for the end of the clip. Sound may go on for a while after
+/// the last frame.
+fn end_if_cut(first: f64, last: f64, stated: f64) -> Option<f64> {
+    // A clip that does not begin at 0 is as long as it lasts, or to where it ends, whichever is more.
+    let end = last.max(last - first);
+    let missing = stated - end;
+    (missing > 1.0 && missing > 0.1 * stated).then_some(end)
+}
+
+/// Time of the frame after the one at `last`, and whether its tag is earlier than that: times never fall within a clip.
+/// A frame without a tag (raw streams) comes one average frame after its predecessor.
+fn next_time(tagged: Option<i64>, last: Option<i64>, fps: Option<f64>) -> (i64, bool) {
+    // FFmpeg's mark of a time that does not fit.
+    match (tagged.filter(|&time| time != i64::MIN), last) {
+        (Some(time), Some(last)) => (time.max(last), time < last),
+        (Some(time), None) => (time, false),
+        (None, None) => (0, false),
+        (None, Some(last)) => {
+            let step = fps.map_or(40_000, |fps| (1e6 / fps).round() as i64);
+            (last.saturating_add(step), false)
+        }
     }
 }
 
@@ -350,4 +409,40 @@ fn check_size(width: u32, height: u32, limits: &VideoLimits) -> Result<(), Codec
         });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clip_is_cut_if_much_is_missing() {
+        assert_eq!(end_if_cut(0.0, 5.0, 10.1), Some(5.0));
+        assert_eq!(end_if_cut(-2.0, 3.0, 10.0), Some(5.0));
+        for (first, last, stated) in [
+            (0.0, 10.0, 10.1),
+            (0.0, 1.0, 1.9),
+            (0.0, 95.0, 100.0),
+            (50.0, 60.0, 10.0),
+            (0.0, 7.0, 5.0),
+        ] {
+            assert_eq!(end_if_cut(first, last, stated), None);
+        }
+    }
+
+    #[test]
+    fn times_neither_fall_nor_overflow() {
+        assert_eq!(next_time(Some(7), None, None), (7, false));
+        assert_eq!(next_time(Some(7), Some(7), None), (7, false));
+        assert_eq!(next_time(Some(3), Some(7), None), (7, true));
+        assert_eq!(
+            next_time(Some(i64::MIN), Some(7), Some(50.0)),
+            (20_007, false)
+        );
+        assert_eq!(
+            next_time(None, Some(i64::MAX - 1), Some(1e-9)),
+            (i64::MAX, false)
+        );
+        assert_eq!(next_time(None, None, None), (0, false));
+    }
 }

@@ -2,6 +2,7 @@
 
 use super::support::*;
 use crate::convert::*;
+use crate::stop::Stop;
 
 #[test]
 fn parts_and_finish_equal_the_whole() {
@@ -95,6 +96,7 @@ fn splits_with_other_classes_or_of_another_kind_are_refused() {
         message.contains("class 1 is 'c1'") && message.contains("'c2'"),
         "{message}"
     );
+    std::fs::write(src.join("c0/clip.mp4"), b"").unwrap();
     let clips = KineticsOptions {
         common: options.common.clone(),
         ..Default::default()
@@ -151,4 +153,75 @@ fn a_foreign_set_is_left_alone() {
         finish(dst.to_str().unwrap()),
         Err(Error::NoPlan { .. })
     ));
+}
+
+#[test]
+fn two_at_once_are_kept_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let src = class_folders(dir.path(), 2, 8);
+    let dst = dir.path().join("dst");
+    let with = |split: &str, part: Option<&str>| {
+        let mut options = small_shards();
+        options.common.split = split.into();
+        options.common.part = part.map(|part| part.parse().unwrap());
+        options
+    };
+    // While one runs, at its first item, another is started.
+    let beside = |first: &ImagenetOptions, second: &ImagenetOptions| {
+        let outcome = std::cell::OnceCell::new();
+        let hook = Hook(|event: &ProgressEvent| {
+            if let ProgressEvent::Item { .. } = event {
+                outcome.get_or_init(|| convert(&src, &dst, second));
+            }
+        });
+        imagenet(&src, dst.to_str().unwrap(), first, &hook, &Stop::new()).unwrap();
+        outcome.into_inner().unwrap()
+    };
+    let busy = |outcome: Result<ConvertReport>| {
+        let message = outcome.unwrap_err().to_string();
+        assert!(
+            message.contains("another pairquet is converting into"),
+            "{message}"
+        );
+    };
+    let (one, two, whole) = (
+        with("train", Some("1/2")),
+        with("train", Some("2/2")),
+        with("train", None),
+    );
+    busy(beside(&one, &one));
+    std::fs::remove_dir_all(&dst).unwrap();
+    busy(beside(&two, &whole));
+    beside(&one, &two).unwrap();
+    finish(dst.to_str().unwrap()).unwrap();
+    busy(beside(&with("val", None), &with("val", Some("1/2"))));
+    std::fs::remove_dir_all(&dst).unwrap();
+    beside(&with("val", None), &whole).unwrap();
+    assert!(set_of(&dst).keys().any(|name| name.starts_with("val-")));
+    let reports = finish(dst.to_str().unwrap()).unwrap();
+    assert_eq!(reports.len(), 2);
+}
+
+#[test]
+fn another_ffmpeg_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let src = dir.path().join("src");
+    std::fs::create_dir(&src).unwrap();
+    let frames = [picture(1, 32, 32)];
+    crate::codec::video::write_video(&src.join("a.mp4"), 10, &frames).unwrap();
+    let dst = dir.path().join("dst");
+    let mut options = KineticsOptions::default();
+    options.common.part = Some("1/2".parse().unwrap());
+    convert_clips(&src, &dst, &options).unwrap();
+    let plan = dst.join(".pairquet/plan-train.json");
+    let text = std::fs::read_to_string(&plan).unwrap();
+    let here = crate::codec::video::library_versions();
+    assert!(text.contains(&here), "{text}");
+    std::fs::write(&plan, text.replace(&here, "libavcodec 1.2.3")).unwrap();
+    options.common.part = Some("2/2".parse().unwrap());
+    let message = convert_clips(&src, &dst, &options).unwrap_err().to_string();
+    assert!(
+        message.contains("decoded by libavcodec 1.2.3") && message.contains(&here),
+        "{message}"
+    );
 }

@@ -73,7 +73,7 @@ fn broken_clips_end_in_a_clip_or_a_named_report() {
             split.skipped
         );
     }
-    for key in ["truncated_index_first", "flipped_bytes"] {
+    for key in ["truncated_index_first", "flipped_bytes", "truncated"] {
         assert!(
             split.damaged.iter().any(|damaged| damaged.key == key),
             "{key} in {:?}",

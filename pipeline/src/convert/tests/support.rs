@@ -68,7 +68,7 @@ pub(super) fn convert_clips(
     kinetics(src, dst.to_str().unwrap(), options, &(), &Stop::new())
 }
 
-/// Every file of a destination, hidden ones included.
+/// Every file of a destination, hidden ones included, but for locks: which there are says how it was made.
 pub(super) fn snapshot(dst: &Path) -> BTreeMap<String, Vec<u8>> {
     let files = walkdir::WalkDir::new(dst)
         .into_iter()
@@ -76,6 +76,7 @@ pub(super) fn snapshot(dst: &Path) -> BTreeMap<String, Vec<u8>> {
         .filter(|e| e.file_type().is_file());
     let name = |path: &Path| path.strip_prefix(dst).unwrap().to_str().unwrap().to_owned();
     files
+        .filter(|file| !name(file.path()).starts_with(".pairquet/lock-"))
         .map(|file| (name(file.path()), std::fs::read(file.path()).unwrap()))
         .collect()
 }

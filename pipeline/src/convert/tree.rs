@@ -418,7 +418,7 @@ mod tests {
         let allow = |mode| {
             std::fs::set_permissions(&locked, std::fs::Permissions::from_mode(mode)).unwrap();
         };
-        allow(0);
+        allow(0o000);
         if std::fs::read_dir(&locked).is_ok() {
             eprintln!("SKIPPED: this user may read everything");
             return;

@@ -79,7 +79,7 @@ fn a_picture_without_permission_is_skipped() {
     let dir = tempfile::tempdir().unwrap();
     let src = class_folders(dir.path(), 1, 3);
     let closed = src.join("c0/i001.JPEG");
-    std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0)).unwrap();
+    std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0o000)).unwrap();
     if std::fs::read(&closed).is_ok() {
         eprintln!("SKIPPED: this user may read everything");
         return;

@@ -31,27 +31,30 @@ pub enum Error {
         /// Full path of the object.
         path: String,
     },
-    /// Reading or writing a file failed.
-    #[error("{path}: {source}")]
-    Io {
-        /// Full path of the file.
-        path: String,
-        /// The operating system's reason.
-        source: std::io::Error,
-    },
     /// The store failed.
-    #[error("{path}: {source}")]
+    #[error("{doing} {path}: {source}")]
     Store {
         /// Full path of the object.
         path: String,
-        /// The store's reason.
-        source: object_store::Error,
+        /// What was being done, such as `reading`.
+        doing: &'static str,
+        /// The operating system's reason, or else the store's.
+        source: std::io::Error,
     },
     /// There is no manifest: not a shard set, or one whose conversion has not finished.
-    #[error("{uri} has no manifest.json: not a shard set, or its conversion has not finished")]
+    #[error(
+        "{uri} {}",
+        if *is_missing {
+            "does not exist"
+        } else {
+            "has no manifest.json: not a shard set, or its conversion has not finished"
+        }
+    )]
     Unfinished {
         /// Address of the set.
         uri: String,
+        /// Whether there is not even a folder.
+        is_missing: bool,
     },
     /// The manifest is there and cannot be used.
     #[error("{path}: {reason}")]
@@ -125,15 +128,6 @@ impl Error {
     /// Whether the fault is one row's alone, and not its shard's, so that a reader may skip the sample, count it and go on.
     pub fn is_bad_sample(&self) -> bool {
         matches!(self, Error::Row { .. })
-    }
-
-    /// A failed file operation on `path`.
-    pub(crate) fn io(path: &std::path::Path, source: std::io::Error) -> Self {
-        let path = path.display().to_string();
-        match source.kind() {
-            std::io::ErrorKind::NotFound => Error::NotFound { path },
-            _ => Error::Io { path, source },
-        }
     }
 }
 

@@ -14,7 +14,7 @@ pub const MANIFEST_NAME: &str = "manifest.json";
 
 /// What a set consists of.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "the object of a manifest")]
 pub struct Manifest {
     /// Format version of the shards, [`FORMAT_VERSION`].
     pub format: u32,
@@ -32,7 +32,7 @@ pub struct Manifest {
 
 /// The shards of one split.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "the shards of a split")]
 pub struct SplitManifest {
     /// In order; the samples of the split are those of the shards, one shard after the other.
     pub shards: Vec<ShardEntry>,
@@ -57,7 +57,7 @@ impl SplitManifest {
 
 /// One shard.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "the object of a shard")]
 pub struct ShardEntry {
     /// File name beside the manifest, see [`shard_name`].
     pub name: String,
@@ -73,7 +73,7 @@ pub struct ShardEntry {
 
 /// What a conversion left out.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "the object of what was skipped")]
 pub struct Skipped {
     /// Files that were not converted.
     pub count: u64,
@@ -96,6 +96,7 @@ impl Manifest {
             Err(Error::NotFound { .. }) => {
                 return Err(Error::Unfinished {
                     uri: store.uri().to_owned(),
+                    is_missing: store.folder().is_some_and(|folder| !folder.exists()),
                 });
             }
             read => read?,
@@ -127,7 +128,21 @@ impl Manifest {
         struct Version {
             format: u32,
         }
-        let Version { format } = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+        let value: Value = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+        let found = match &value {
+            Value::Object(_) => None,
+            Value::Null => Some("null"),
+            Value::Bool(_) => Some("true or false"),
+            Value::Number(_) => Some("a number"),
+            Value::String(_) => Some("a text"),
+            Value::Array(_) => Some("a list"),
+        };
+        if let Some(found) = found {
+            return Err(format!(
+                "it holds {found}, expected the object of a manifest"
+            ));
+        }
+        let Version { format } = serde_json::from_value(value).map_err(|e| e.to_string())?;
         if format != FORMAT_VERSION {
             return Err(format!("format {format}, expected {FORMAT_VERSION}"));
         }
@@ -214,8 +229,15 @@ mod tests {
         let store = Store::open(dir.path().to_str().unwrap()).unwrap();
         assert!(matches!(
             Manifest::read(&store),
-            Err(Error::Unfinished { .. })
+            Err(Error::Unfinished {
+                is_missing: false,
+                ..
+            })
         ));
+        let nowhere = dir.path().join("nowhere");
+        let nowhere = Store::open(nowhere.to_str().unwrap()).unwrap();
+        let message = Manifest::read(&nowhere).unwrap_err().to_string();
+        assert!(message.ends_with("nowhere does not exist"), "{message}");
         manifest().write(&store).unwrap();
         assert_eq!(Manifest::read(&store).unwrap(), manifest());
     }
@@ -249,5 +271,24 @@ mod tests {
         assert!(refused(&|value| value["kind"] = "films".into()).contains("films"));
         assert!(refused(&|value| value["surprise"] = 1.into()).contains("surprise"));
         assert!(Manifest::parse(b"{\"format\": 1").is_err());
+        for (text, found) in [
+            ("null", "null"),
+            ("[]", "a list"),
+            ("[1]", "a list"),
+            ("1", "a number"),
+        ] {
+            let message = Manifest::parse(text.as_bytes()).unwrap_err();
+            assert!(
+                message.contains(found) && !message.contains("struct"),
+                "{message}"
+            );
+        }
+        let message = set("rows", "x".into());
+        assert!(!message.contains("struct"), "{message}");
+        let message = refused(&|value| value["splits"]["train"] = Value::Null);
+        assert!(
+            message.contains("the shards of a split") && !message.contains("struct"),
+            "{message}"
+        );
     }
 }

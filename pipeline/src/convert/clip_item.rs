@@ -1,14 +1,16 @@
 //! One clip: decoded frame by frame, each frame made smaller and coded as JPEG at once.
 
 use std::fs::File;
+use std::io::{ErrorKind, Read};
 
 use shards::{ClipRow, FrameRow};
 
 use super::error::{Error, Result};
-use super::image_item::reduced;
+use super::image_item::{reduced, skip_unread, skip_unreadable};
 use super::options::KineticsOptions;
 use super::outcome::{Outcome, Scratch, pixels};
-use super::source::{Item, Listing, Place};
+use super::source::{Item, Listing};
+use crate::codec::ImageFormat;
 use crate::codec::video::VideoReader;
 use crate::stop::Stop;
 
@@ -25,23 +27,20 @@ pub(crate) fn convert_clip(
     scratch: &mut Scratch,
     stop: &Stop,
 ) -> Result<Outcome> {
-    let path = match &item.place {
-        Place::Absent(path) => {
-            return Ok(Outcome::skip(
-                item,
-                "no such file",
-                format!("no such file: {}", path.display()),
-            ));
-        }
-        _ => listing
-            .path(item)
-            .ok_or_else(|| Error::Internal(format!("{} is no file", item.key)))?,
-    };
+    if let Some(outcome) = skip_unread(item) {
+        return Ok(outcome);
+    }
+    let path = listing
+        .path(item)
+        .ok_or_else(|| Error::Internal(format!("{} is no file", item.key)))?;
     // The video library does not tell a disk's fault from a clip's, so the file is opened here first.
-    let file = File::open(&path).map_err(|source| Error::Read {
-        path: path.clone(),
-        source,
-    })?;
+    let file = match File::open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+            return Ok(skip_unreadable(item, &error));
+        }
+        Err(source) => return Err(Error::Read { path, source }),
+    };
     let n_bytes = file
         .metadata()
         .map_err(|source| Error::Read {
@@ -58,6 +57,13 @@ pub(crate) fn convert_clip(
     }
     if n_bytes == 0 {
         return Ok(Outcome::skip(item, "empty", "empty: 0 bytes".into()));
+    }
+    if let Some(format) = still_picture(&file).map_err(|source| Error::Read {
+        path: path.clone(),
+        source,
+    })? {
+        let reason = format!("a still picture ({format}) and no clip");
+        return Ok(Outcome::skip(item, "still picture", reason));
     }
     let mut reader = match VideoReader::open(&path) {
         Ok(reader) => reader,
@@ -133,4 +139,12 @@ pub(crate) fn convert_clip(
         },
         damage,
     })
+}
+
+/// The format of a file that holds a still picture, which the video library would take for a clip of one frame. A GIF
+/// may well be a clip.
+fn still_picture(file: &File) -> std::io::Result<Option<ImageFormat>> {
+    let mut head = Vec::new();
+    file.take(16).read_to_end(&mut head)?;
+    Ok(ImageFormat::guess(&head).filter(|&format| format != ImageFormat::Gif))
 }

@@ -94,10 +94,15 @@ fn finish_splits(work: &Work, plans: &[Plan]) -> Result<Vec<SplitReport>> {
         }
         reports.push(report);
     }
+    // What is there already is left alone: a complete set may lie where nothing can be written.
     for report in &reports {
-        work.write_report(report)?;
+        if work.report(&report.split)?.as_ref() != Some(report) {
+            work.write_report(report)?;
+        }
     }
-    manifest.write(&work.store)?;
+    if before.as_ref() != Some(&manifest) {
+        manifest.write(&work.store)?;
+    }
     for plan in plans {
         for shard in 0..plan.n_shards {
             work.remove_record(&shard_file(plan, shard))?;

@@ -1,12 +1,15 @@
 //! Class folders: which part of a tree is meant, and which class each file is of.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use super::classes::Classes;
 use super::error::{Error, Result};
-use super::source::{Ignored, Item, Listing, split_extension};
-use super::tree::{Entry, Tree};
+use super::source::{
+    Archive, Broken, Ignored, Item, Listing, Place, file_name, printable, split_extension,
+};
+use super::tree::{BrokenKind, Entry, Tree};
 
 /// Makes a listing from a tree of class folders, or of loose files without classes.
 ///
@@ -14,6 +17,9 @@ use super::tree::{Entry, Tree};
 /// * Folders above the class folders are taken off: those that all files share (`ILSVRC/train/n01440764/x.JPEG`),
 ///   and, where a folder is named like the split (`train` beside `val`), that one, and the others are left out.
 /// * Files beside class folders are left out; where there are no folders at all, all files are items without label.
+///
+/// What is broken is an item too, which is skipped when its turn comes; and where files differ by their ending alone, so
+/// that they would have the same key, all but the first by name are.
 ///
 /// `wanted` tells by a path whether a file is to be looked at; `unwanted` completes "ignored 3 ..." for the others.
 pub(crate) fn class_folders(
@@ -25,8 +31,25 @@ pub(crate) fn class_folders(
 ) -> Result<Listing> {
     let ignored = &mut tree.ignored;
     let mut entries = tree.entries;
+    let (links, broken): (Vec<_>, Vec<_>) = tree
+        .broken
+        .into_iter()
+        .partition(|broken| broken.kind == BrokenKind::Link);
+    // Links that lead nowhere may mean anything, so they play no part in what the folders are taken for.
+    let mut names: HashMap<String, String> = HashMap::new();
+    for broken in broken {
+        if broken.kind == BrokenKind::Folder {
+            names.insert(broken.path.clone(), broken.name);
+        }
+        entries.push(Entry {
+            path: broken.path,
+            place: Place::Broken(Box::new(broken.broken)),
+            bytes: 0,
+        });
+    }
+    let is_folder = |entry: &Entry| entry.path.ends_with('/');
     entries.retain(|entry| {
-        let keep = wanted(&entry.path);
+        let keep = is_folder(entry) || wanted(&entry.path);
         if !keep {
             ignored.add(unwanted, &entry.path);
         }
@@ -36,6 +59,17 @@ pub(crate) fn class_folders(
     let has_folders = entries
         .iter()
         .any(|entry| entry.path[skip_bytes..].contains('/'));
+    let top = entries
+        .first()
+        .map_or(String::new(), |entry| entry.path[..skip_bytes].to_owned());
+    if let Some(split) = entries.iter().find(|entry| entry.path.len() == skip_bytes)
+        && let Place::Broken(broken) = &split.place
+    {
+        return Err(Error::Read {
+            path: tree.root.join(top),
+            source: std::io::Error::other(broken.reason.clone()),
+        });
+    }
     if has_folders {
         entries.retain(|entry| {
             let keep = entry.path[skip_bytes..].contains('/');
@@ -45,7 +79,7 @@ pub(crate) fn class_folders(
             keep
         });
     }
-    if entries.is_empty() {
+    if entries.is_empty() && links.is_empty() {
         let expected = format!(
             "expected class folders or files directly inside{}",
             found(tree.ignored)
@@ -66,13 +100,23 @@ pub(crate) fn class_folders(
                 .filter_map(|entry| class_of(&entry.path[skip_bytes..])),
         )?,
     };
-    let top = entries
-        .first()
-        .map_or("", |entry| &entry.path[..skip_bytes]);
-    let root = tree.root.join(top);
+    let root = tree.root.join(&top);
     let mut extensions: HashMap<String, Arc<str>> = HashMap::new();
-    let item = |entry: Entry| -> Result<Item> {
+    let mut item = |entry: Entry| -> Result<Item> {
         let mut path = entry.path;
+        if path.ends_with('/') {
+            let label = class_of(&path[skip_bytes..])
+                .map(|class| classes.label(class))
+                .transpose()?;
+            let name = names.remove(&path).unwrap_or(path);
+            return Ok(Item {
+                key: name.get(skip_bytes..).unwrap_or_default().into(),
+                extension: "".into(),
+                label,
+                place: entry.place,
+                bytes: 0,
+            });
+        }
         path.drain(..skip_bytes);
         let label = class_of(&path)
             .map(|class| classes.label(class))
@@ -96,10 +140,25 @@ pub(crate) fn class_folders(
             bytes: entry.bytes,
         })
     };
-    let items = entries
+    let mut items = entries
         .into_iter()
-        .map(item)
+        .map(&mut item)
         .collect::<Result<Vec<Item>>>()?;
+    for link in links {
+        match link.name.strip_prefix(&top) {
+            Some(name) => items.push(Item {
+                key: name.into(),
+                extension: "".into(),
+                label: None,
+                place: Place::Broken(Box::new(link.broken)),
+                bytes: 0,
+            }),
+            None => tree
+                .ignored
+                .add("broken links beside the folders", &link.name),
+        }
+    }
+    skip_second_files(&mut items, &tree.root, &tree.archives);
     Listing::new(
         root,
         tree.archives,
@@ -107,6 +166,45 @@ pub(crate) fn class_folders(
         classes.into_names(),
         tree.ignored.into_notes(),
     )
+}
+
+/// Keys are unique, so of the files that would get the same one the first by name that is whole keeps it. The others
+/// are broken, and called by their full names.
+fn skip_second_files(items: &mut [Item], root: &Path, archives: &[Archive]) {
+    // Stable: two of the very same name, as a folder and a tar may hold, stay as they were found.
+    items.sort_by(|a, b| (&a.key, &a.extension).cmp(&(&b.key, &b.extension)));
+    let shown = |item: &Item| {
+        let archive = match item.place {
+            Place::Member { archive, .. } => archives.get(archive as usize),
+            _ => None,
+        };
+        // A sole archive is the source itself and needs no name.
+        match archive.and_then(|archive| archive.path.strip_prefix(root).ok()) {
+            Some(path) if !path.as_os_str().is_empty() => {
+                format!("{} in {}", file_name(item), path.display())
+            }
+            _ => file_name(item),
+        }
+    };
+    let mut first: Option<(Box<str>, String)> = None;
+    for item in items {
+        if matches!(item.place, Place::Broken(_)) {
+            continue;
+        }
+        match &first {
+            Some((key, kept)) if *key == item.key => {
+                let reason = format!("it would have the key '{key}', which {kept} has");
+                item.key = file_name(item).into();
+                item.extension = "".into();
+                item.place = Place::Broken(Box::new(Broken {
+                    fault: "same key",
+                    reason: printable(&reason).into_owned(),
+                }));
+                item.bytes = 0;
+            }
+            _ => first = Some((item.key.clone(), shown(item))),
+        }
+    }
 }
 
 fn found(ignored: Ignored) -> String {
@@ -189,9 +287,13 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
-    use crate::convert::source::Place;
+    use crate::convert::tree::BrokenEntry;
 
     fn list(split: &str, paths: &[&str]) -> Result<Listing> {
+        list_with(split, paths, vec![])
+    }
+
+    fn list_with(split: &str, paths: &[&str], broken: Vec<BrokenEntry>) -> Result<Listing> {
         let entry = |path: &&str| Entry {
             path: (*path).into(),
             place: Place::Named,
@@ -202,6 +304,7 @@ mod tests {
             root: PathBuf::from("src"),
             entries,
             archives: vec![],
+            broken,
             ignored: Ignored::default(),
         };
         class_folders(tree, split, None, |path| !path.ends_with(".txt"), "texts")
@@ -314,6 +417,104 @@ mod tests {
         assert!(
             message.contains("ignored 1 texts") && message.contains("src"),
             "{message}"
+        );
+    }
+
+    fn broken(name: &str, kind: BrokenKind) -> BrokenEntry {
+        let path = match kind {
+            BrokenKind::Folder => format!("{}/", name.trim_end_matches(".tar")),
+            _ => name.to_owned(),
+        };
+        BrokenEntry {
+            path,
+            name: name.to_owned(),
+            kind,
+            broken: Broken {
+                fault: "unreadable",
+                reason: format!("why {name}"),
+            },
+        }
+    }
+
+    #[test]
+    fn what_is_broken_is_an_item_and_its_folder_a_class() {
+        let all = || {
+            vec![
+                broken("d/train/n1/gone.JPEG", BrokenKind::File),
+                broken("d/train/n1/gone.txt", BrokenKind::File),
+                broken("d/train/n2.tar", BrokenKind::Folder),
+                broken("d/train/up", BrokenKind::Link),
+                broken("d/val/n4", BrokenKind::Folder),
+                broken("nowhere", BrokenKind::Link),
+            ]
+        };
+        let paths = ["d/train/n1/x.JPEG", "d/train/n3/y.JPEG", "d/val/n1/z.JPEG"];
+        let listing = list_with("train", &paths, all()).unwrap();
+        assert_eq!(
+            keys(&listing),
+            [
+                ("n1/gone", Some(0)),
+                ("n1/x", Some(0)),
+                ("n2.tar", Some(1)),
+                ("n3/y", Some(2)),
+                ("up", None)
+            ]
+        );
+        assert_eq!(
+            listing.notes,
+            [
+                "ignored 1 broken links beside the folders, first: nowhere",
+                "ignored 2 files outside the folder of the split, first: d/val/n1/z.JPEG",
+                "ignored 1 texts, first: d/train/n1/gone.txt"
+            ]
+        );
+    }
+
+    #[test]
+    fn broken_links_do_not_make_classes_of_loose_files() {
+        let links = vec![broken("up", BrokenKind::Link)];
+        let listing = list_with("val", &["v_1.JPEG"], links).unwrap();
+        assert_eq!(keys(&listing), [("up", None), ("v_1", None)]);
+        let folders = vec![broken("train", BrokenKind::Folder)];
+        let error = list_with("train", &["val/n1/x.JPEG"], folders).unwrap_err();
+        assert!(
+            matches!(&error, Error::Read { path, .. } if path.ends_with("train")),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn the_first_whole_file_keeps_a_key_and_the_others_are_called_by_name() {
+        let links = vec![broken("a/x.gif", BrokenKind::File)];
+        let paths = [
+            "a/x.png", "a/x.jpg", "a/x.tif", "a/y.jpg", "b/z.jpg", "b/z.jpg",
+        ];
+        let listing = list_with("train", &paths, links).unwrap();
+        let whole: Vec<String> = listing
+            .items
+            .iter()
+            .filter(|item| item.place == Place::Named)
+            .map(file_name)
+            .collect();
+        assert_eq!(whole, ["a/x.jpg", "a/y.jpg", "b/z.jpg"]);
+        let skipped: Vec<(&str, &str)> = listing
+            .items
+            .iter()
+            .filter_map(|item| match &item.place {
+                Place::Broken(broken) => Some((&*item.key, broken.reason.as_str())),
+                _ => None,
+            })
+            .collect();
+        let reason = "it would have the key 'a/x', which a/x.jpg has";
+        let second = "it would have the key 'b/z', which b/z.jpg has";
+        assert_eq!(
+            skipped,
+            [
+                ("a/x", "why a/x.gif"),
+                ("a/x.png", reason),
+                ("a/x.tif", reason),
+                ("b/z.jpg", second)
+            ]
         );
     }
 }

@@ -1,5 +1,7 @@
 //! One picture: looked at, made smaller if it is to be, and kept.
 
+use std::io::ErrorKind;
+
 use shards::ImageRow;
 
 use super::error::{Error, Result};
@@ -21,14 +23,15 @@ pub(crate) fn convert_image(
     options: &ImagenetOptions,
     scratch: &mut Scratch,
 ) -> Result<Outcome> {
-    if let Place::Absent(path) = &item.place {
-        return Ok(Outcome::skip(
-            item,
-            "no such file",
-            format!("no such file: {}", path.display()),
-        ));
+    if let Some(outcome) = skip_unread(item) {
+        return Ok(outcome);
     }
-    let bytes = listing.read(item)?;
+    let bytes = match listing.read(item) {
+        Err(Error::Read { source, .. }) if source.kind() == ErrorKind::PermissionDenied => {
+            return Ok(skip_unreadable(item, &source));
+        }
+        read => read?,
+    };
     let refused = |error| Outcome::refused(item, error);
     let info = match probe(&bytes) {
         Ok(info) => info,
@@ -62,6 +65,23 @@ pub(crate) fn convert_image(
         })),
         Err(error) => refused(error),
     }
+}
+
+/// The outcome of what the listing already found to be missing or broken.
+pub(crate) fn skip_unread(item: &Item) -> Option<Outcome> {
+    match &item.place {
+        Place::Absent(path) => {
+            let reason = format!("no such file: {}", path.display());
+            Some(Outcome::skip(item, "no such file", reason))
+        }
+        Place::Broken(broken) => Some(Outcome::skip(item, broken.fault, broken.reason.clone())),
+        Place::Named | Place::File(_) | Place::Member { .. } => None,
+    }
+}
+
+/// A file that is closed to this user is that file's fault, unlike a disk that fails.
+pub(crate) fn skip_unreadable(item: &Item, error: &std::io::Error) -> Outcome {
+    Outcome::skip(item, "unreadable", format!("cannot be read: {error}"))
 }
 
 /// Decodes into the scratch picture.

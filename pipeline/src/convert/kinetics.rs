@@ -8,7 +8,7 @@ use super::error::{Error, Result};
 use super::folder::class_folders;
 use super::options::KineticsOptions;
 use super::source::{Item, Listing, Place, split_extension};
-use super::tree::{Tars, Tree, walk};
+use super::tree::{Tars, Tree, refuse_no_text, walk};
 
 /// Endings of what lies beside clips and is none: texts, downloads cut off, stills and sound. Everything else is tried:
 /// contents count, not names.
@@ -54,6 +54,7 @@ pub(crate) fn list(src: &Path, options: &KineticsOptions) -> Result<Listing> {
     } else {
         root
     };
+    refuse_no_text(list)?;
     let text = std::fs::read_to_string(list).map_err(|source| Error::Read {
         path: list.to_path_buf(),
         source,

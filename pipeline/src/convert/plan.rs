@@ -43,7 +43,7 @@ impl SourceDigest {
     pub fn of(listing: &Listing) -> Self {
         let mut hasher = Sha256::new();
         for item in &listing.items {
-            let present = !matches!(item.place, Place::Absent(_));
+            let present = !matches!(item.place, Place::Absent(_) | Place::Broken(_));
             let line = format!(
                 "{}\0{}\0{:?}\0{}\0{present}\n",
                 item.key, item.extension, item.label, item.bytes

@@ -357,7 +357,10 @@ impl Run<'_> {
             .ok_or_else(|| Error::Internal("the split just finished is gone".into()))?;
         say(
             self.progress,
-            format!("{} is complete, nothing to do", work.dst),
+            format!(
+                "{} is complete, nothing to do (not verified; `pairquet verify` does)",
+                work.dst
+            ),
         );
         Ok(ConvertReport {
             split,

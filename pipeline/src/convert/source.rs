@@ -1,5 +1,6 @@
 //! What there is to convert: items, where their bytes lie, and how to read them.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -34,6 +35,16 @@ pub(crate) enum Place {
     Member { archive: u32, offset: u64 },
     /// A list names it, but there is no such file.
     Absent(Box<Path>),
+    /// The listing found it and found that it cannot be read: it is skipped.
+    Broken(Box<Broken>),
+}
+
+/// Why something of the source cannot be read; no path of this machine in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Broken {
+    /// The kind of fault in a word or two.
+    pub fault: &'static str,
+    pub reason: String,
 }
 
 /// All items of a source, sorted bytewise by key.
@@ -49,7 +60,7 @@ pub(crate) struct Listing {
 }
 
 impl Listing {
-    /// Sorts the items and refuses keys that occur twice.
+    /// Sorts the items and refuses keys that occur twice, but for items that are broken: those have no row.
     pub fn new(
         root: PathBuf,
         archives: Vec<Archive>,
@@ -58,9 +69,17 @@ impl Listing {
         notes: Vec<String>,
     ) -> Result<Self> {
         items.sort_unstable_by(|a, b| (&a.key, &a.extension).cmp(&(&b.key, &b.extension)));
-        if let Some(pair) = items.windows(2).find(|pair| pair[0].key == pair[1].key) {
+        let whole = || {
+            items
+                .iter()
+                .filter(|item| !matches!(item.place, Place::Broken(_)))
+        };
+        let twice = whole()
+            .zip(whole().skip(1))
+            .find(|(one, next)| one.key == next.key);
+        if let Some((one, next)) = twice {
             let name = |item: &Item| match &item.place {
-                Place::Named => file_name(item),
+                Place::Named | Place::Broken(_) => file_name(item),
                 Place::File(path) | Place::Absent(path) => path.display().to_string(),
                 Place::Member { archive, .. } => {
                     let archive = archives
@@ -70,9 +89,9 @@ impl Listing {
                 }
             };
             return Err(Error::DuplicateKey {
-                key: pair[0].key.to_string(),
-                first: name(&pair[0]),
-                second: name(&pair[1]),
+                key: one.key.to_string(),
+                first: name(one),
+                second: name(next),
             });
         }
         Ok(Self {
@@ -89,7 +108,7 @@ impl Listing {
         match &item.place {
             Place::Named => Some(self.root.join(file_name(item))),
             Place::File(path) => Some(self.root.join(path)),
-            Place::Member { .. } | Place::Absent(_) => None,
+            Place::Member { .. } | Place::Absent(_) | Place::Broken(_) => None,
         }
     }
 
@@ -126,6 +145,10 @@ impl Listing {
             Place::Absent(path) => Err(Error::Read {
                 path: path.to_path_buf(),
                 source: std::io::Error::from(std::io::ErrorKind::NotFound),
+            }),
+            Place::Broken(broken) => Err(Error::Read {
+                path: file_name(item).into(),
+                source: std::io::Error::other(broken.reason.clone()),
             }),
         }
     }
@@ -200,6 +223,8 @@ pub(crate) struct Ignored(BTreeMap<&'static str, (u64, String)>);
 impl Ignored {
     /// `reason` completes "ignored 3 ...".
     pub fn add(&mut self, reason: &'static str, name: &str) {
+        let name = printable(name);
+        let name = name.as_ref();
         let entry = self.0.entry(reason).or_insert_with(|| (0, name.to_owned()));
         entry.0 += 1;
         if name < entry.1.as_str() {
@@ -214,6 +239,22 @@ impl Ignored {
         };
         self.0.into_iter().map(line).collect()
     }
+}
+
+/// A name as it may be shown: control characters, which could steer a terminal, are escaped.
+pub(crate) fn printable(name: &str) -> Cow<'_, str> {
+    if !name.contains(char::is_control) {
+        return name.into();
+    }
+    let mut shown = String::with_capacity(name.len() + 8);
+    for character in name.chars() {
+        if character.is_control() {
+            shown.extend(character.escape_default());
+        } else {
+            shown.push(character);
+        }
+    }
+    shown.into()
 }
 
 /// Splits `a/b.c` into `a/b` and `.c`; a name without a dot has an empty ending.
@@ -266,6 +307,32 @@ mod tests {
             message.contains("a/x.jpg") && message.contains("a/x.png"),
             "{message}"
         );
+    }
+
+    #[test]
+    fn a_broken_item_may_have_the_key_of_a_whole_one() {
+        let mut items = vec![
+            item("a/x", ".jpg"),
+            item("a/x", ".png"),
+            item("a/x", ".tif"),
+        ];
+        items[1].place = Place::Broken(Box::new(Broken {
+            fault: "unreadable",
+            reason: "why".into(),
+        }));
+        let twice = Listing::new(PathBuf::new(), vec![], items.clone(), vec![], vec![]);
+        assert!(matches!(twice, Err(Error::DuplicateKey { .. })));
+        items.pop();
+        assert!(Listing::new(PathBuf::new(), vec![], items, vec![], vec![]).is_ok());
+    }
+
+    #[test]
+    fn names_are_shown_without_control_characters() {
+        assert_eq!(printable("a/Größe.jpg"), "a/Größe.jpg");
+        assert_eq!(printable("a\x1b[2Jb\n"), "a\\u{1b}[2Jb\\n");
+        let mut ignored = Ignored::default();
+        ignored.add("things", "x\x07");
+        assert_eq!(ignored.into_notes(), ["ignored 1 things, first: x\\u{7}"]);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Where the members of a tar lie: headers are read once, contents are skipped, nothing is unpacked.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
@@ -8,24 +9,30 @@ use std::path::Path;
 use tar::EntryType;
 
 use super::error::{Error, Result};
-use super::source::{Ignored, Place};
-use super::tree::Entry;
+use super::source::{Broken, Ignored, Place, printable};
+use super::tree::{BrokenEntry, BrokenKind, Entry};
 
 /// How deep tars may lie in tars: ImageNet's training tar holds one tar a class.
 const MOST_NESTED: u32 = 1;
 
+/// Headers and contents begin at multiples of this.
+const BLOCK_BYTES: u64 = 512;
+
 /// Lists the regular files of a tar, those of the tars inside it included.
 ///
 /// A member `x.JPEG` of the tar is entered as `<prefix>x.JPEG`, a member of its inner tar `n01440764.tar` as
-/// `<prefix>n01440764/x.JPEG`, whether or not the inner tar repeats the folder `n01440764` itself.
+/// `<prefix>n01440764/x.JPEG`, whether or not the inner tar repeats the folder `n01440764` itself. A damaged inner tar
+/// is entered as broken.
 ///
 /// # Errors
-/// [`Error::Read`], and [`Error::Archive`] if a header is damaged or the archive ends before its last member does.
+/// [`Error::Read`], and [`Error::Archive`] if a header is damaged or the archive ends before its last member does. Then
+/// what comes before the damage is entered.
 pub(crate) fn index_tar(
     path: &Path,
     archive: u32,
     prefix: &str,
     entries: &mut Vec<Entry>,
+    broken: &mut Vec<BrokenEntry>,
     ignored: &mut Ignored,
 ) -> Result<()> {
     let failed = |source| Error::Read {
@@ -35,41 +42,64 @@ pub(crate) fn index_tar(
     let file = File::open(path).map_err(failed)?;
     let bytes = file.metadata().map_err(failed)?.len();
     let mut walk = Walk {
-        path,
         file: &file,
         archive,
         entries,
+        broken,
         ignored,
     };
     walk.stretch(0, bytes, prefix, 0)
+        .map_err(|fault| match fault {
+            Fault::System(source) => failed(source),
+            Fault::Damage(reason) => Error::Archive {
+                path: path.to_path_buf(),
+                reason,
+            },
+        })
+}
+
+/// Why a tar cannot be read on.
+enum Fault {
+    System(io::Error),
+    Damage(String),
 }
 
 struct Walk<'a> {
-    path: &'a Path,
     file: &'a File,
     archive: u32,
     entries: &'a mut Vec<Entry>,
+    broken: &'a mut Vec<BrokenEntry>,
     ignored: &'a mut Ignored,
 }
 
 impl Walk<'_> {
-    fn stretch(&mut self, start: u64, bytes: u64, prefix: &str, depth: u32) -> Result<()> {
-        let damaged = |reason: String| Error::Archive {
-            path: self.path.to_path_buf(),
-            reason,
-        };
+    fn stretch(&mut self, start: u64, bytes: u64, prefix: &str, depth: u32) -> Result<(), Fault> {
+        if let Some(what) = self.other_format(start, bytes)? {
+            return Err(Fault::Damage(format!(
+                "it is {what}, and only plain tars are read in place; make it a plain .tar first"
+            )));
+        }
+        let reading = Reading::default();
         let mut tar = tar::Archive::new(Stretch {
             file: self.file,
             start,
             bytes,
-            position: 0,
+            reading: &reading,
         });
-        let members = tar
-            .entries_with_seek()
-            .map_err(|error| damaged(error.to_string()))?;
+        let damaged = || match reading.failed.take() {
+            Some(error) => Fault::System(error),
+            None if reading.met_end.get() => Fault::Damage(format!(
+                "it is cut short at byte {bytes} of {} or more",
+                (bytes + 1).next_multiple_of(BLOCK_BYTES)
+            )),
+            None => Fault::Damage(format!(
+                "it is no tar, or damaged before byte {}: no header of a member there",
+                reading.position.get()
+            )),
+        };
+        let members = tar.entries_with_seek().map_err(|_| damaged())?;
         for member in members {
-            let member =
-                member.map_err(|error| damaged(format!("damaged in '{prefix}': {error}")))?;
+            let member = member.map_err(|_| damaged())?;
             let raw_name = member.path_bytes();
             let name = String::from_utf8_lossy(&raw_name);
             match member.header().entry_type() {
@@ -99,15 +129,29 @@ impl Walk<'_> {
                 continue;
             }
             let (offset, size) = (member.raw_file_position(), member.size());
-            if offset.checked_add(size).is_none_or(|end| end > bytes) {
-                return Err(damaged(format!(
-                    "it is cut short: '{prefix}{name}' reaches past its end"
+            let end = offset.saturating_add(size);
+            if end > bytes {
+                return Err(Fault::Damage(format!(
+                    "it is cut short at byte {bytes} of {end} or more, within '{}'",
+                    printable(&format!("{prefix}{name}"))
                 )));
             }
             let name = without_repeated_folder(prefix, &name);
             match tar_stem(name) {
                 Some(stem) if depth < MOST_NESTED => {
-                    self.stretch(start + offset, size, &format!("{prefix}{stem}/"), depth + 1)?;
+                    let folder = format!("{prefix}{stem}/");
+                    match self.stretch(start + offset, size, &folder, depth + 1) {
+                        Err(Fault::Damage(reason)) => self.broken.push(BrokenEntry {
+                            path: folder,
+                            name: format!("{prefix}{name}"),
+                            kind: BrokenKind::Folder,
+                            broken: Broken {
+                                fault: "damaged archive",
+                                reason,
+                            },
+                        }),
+                        other => other?,
+                    }
                 }
                 Some(_) => self
                     .ignored
@@ -123,6 +167,31 @@ impl Walk<'_> {
             }
         }
         Ok(())
+    }
+
+    /// What a stretch is that begins as other kinds of archive do.
+    fn other_format(&self, start: u64, bytes: u64) -> Result<Option<&'static str>, Fault> {
+        let mut head = [0; 6];
+        let n_bytes = bytes.min(head.len() as u64) as usize; // at most 6
+        match self.file.read_exact_at(&mut head[..n_bytes], start) {
+            Ok(()) => Ok(other_format(&head[..n_bytes])),
+            // The file became shorter: what follows will say so.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+            Err(error) => Err(Fault::System(error)),
+        }
+    }
+}
+
+/// Names the archive that a file is which begins so, if that is no tar.
+pub(crate) fn other_format(head: &[u8]) -> Option<&'static str> {
+    match head {
+        [0x1f, 0x8b, ..] => Some("compressed with gzip"),
+        [b'B', b'Z', b'h', b'1'..=b'9', 0x31, 0x41, ..] => Some("compressed with bzip2"),
+        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Some("compressed with xz"),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => Some("compressed with zstd"),
+        [0x04, 0x22, 0x4d, 0x18, ..] => Some("compressed with lz4"),
+        [b'P', b'K', 3, 4, ..] => Some("a zip archive"),
+        _ => None,
     }
 }
 
@@ -163,17 +232,34 @@ struct Stretch<'a> {
     file: &'a File,
     start: u64,
     bytes: u64,
-    position: u64,
+    reading: &'a Reading,
+}
+
+/// How far the reading of a stretch is.
+#[derive(Default)]
+struct Reading {
+    position: Cell<u64>,
+    /// Whether more was asked for than there is.
+    met_end: Cell<bool>,
+    /// The system's error, which the tar library would wrap.
+    failed: Cell<Option<io::Error>>,
 }
 
 impl Read for Stretch<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let left = usize::try_from(self.bytes.saturating_sub(self.position)).unwrap_or(usize::MAX);
-        let n = buffer.len().min(left);
-        let n = self
+        let position = self.reading.position.get();
+        let left = usize::try_from(self.bytes.saturating_sub(position)).unwrap_or(usize::MAX);
+        let wanted = buffer.len().min(left);
+        let read = self
             .file
-            .read_at(&mut buffer[..n], self.start + self.position)?;
-        self.position += n as u64;
+            .read_at(&mut buffer[..wanted], self.start + position);
+        let n = read.map_err(|error| {
+            let kind = error.kind();
+            self.reading.failed.set(Some(error));
+            io::Error::from(kind)
+        })?;
+        self.reading.met_end.set(n == 0 && !buffer.is_empty());
+        self.reading.position.set(position + n as u64);
         Ok(n)
     }
 }
@@ -183,10 +269,11 @@ impl Seek for Stretch<'_> {
         let position = match to {
             SeekFrom::Start(position) => Some(position),
             SeekFrom::End(by) => self.bytes.checked_add_signed(by),
-            SeekFrom::Current(by) => self.position.checked_add_signed(by),
+            SeekFrom::Current(by) => self.reading.position.get().checked_add_signed(by),
         };
-        self.position = position.ok_or(io::ErrorKind::InvalidInput)?;
-        Ok(self.position)
+        let position = position.ok_or(io::ErrorKind::InvalidInput)?;
+        self.reading.position.set(position);
+        Ok(position)
     }
 }
 
@@ -213,8 +300,9 @@ pub(crate) mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.tar");
         std::fs::write(&path, bytes).unwrap();
-        let (mut entries, mut ignored) = (Vec::new(), Ignored::default());
-        let result = index_tar(&path, 0, "", &mut entries, &mut ignored).map(|()| {
+        let (mut entries, mut broken) = (Vec::new(), Vec::new());
+        let mut ignored = Ignored::default();
+        let result = index_tar(&path, 0, "", &mut entries, &mut broken, &mut ignored).map(|()| {
             let content = |entry: &Entry| match entry.place {
                 Place::Member { offset, .. } => {
                     bytes[offset as usize..][..entry.bytes as usize].to_vec()
@@ -226,7 +314,13 @@ pub(crate) mod tests {
                 .map(|entry| (entry.path.clone(), content(entry)))
                 .collect()
         });
-        (result, ignored.into_notes())
+        let broken = broken
+            .iter()
+            .map(|broken| format!("{}: {}", broken.name, broken.broken.reason));
+        (
+            result,
+            ignored.into_notes().into_iter().chain(broken).collect(),
+        )
     }
 
     #[test]
@@ -283,26 +377,51 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_cut_archive_and_garbage_are_errors() {
+    fn a_cut_archive_says_where_and_garbage_what_it_is() {
         let whole = tar_of(&[("a/x.JPEG", &[7; 2000]), ("a/y.JPEG", &[8; 2000])]);
-        let (cut, _) = index(&whole[..512 + 2048 + 512 + 100]);
-        assert!(cut.unwrap_err().to_string().contains("cut short"));
-        let (garbage, _) = index(&[b'x'; 2000]);
-        assert!(matches!(garbage, Err(Error::Archive { .. })));
-        let (half_header, _) = index(&whole[..512 + 2048 + 100]);
-        assert!(matches!(half_header, Err(Error::Archive { .. })));
+        let message = |bytes: &[u8]| match index(bytes).0 {
+            Err(Error::Archive { reason, .. }) => reason,
+            other => panic!("{other:?}"),
+        };
+        let cut = message(&whole[..512 + 2048 + 512 + 100]);
+        assert_eq!(
+            cut,
+            "it is cut short at byte 3172 of 5072 or more, within 'a/y.JPEG'"
+        );
+        let half_header = message(&whole[..512 + 2048 + 100]);
+        assert_eq!(half_header, "it is cut short at byte 2660 of 3072 or more");
+        let mut torn = whole.clone();
+        torn[2560..2600].fill(b'x');
+        assert!(message(&torn).contains("damaged before byte 3072"));
+        assert!(message(&[b'x'; 2000]).contains("no tar, or damaged before byte 512"));
+        let gzip = message(&[[0x1f, 0x8b, 8].as_slice(), &[9; 2000]].concat());
+        assert!(
+            gzip.contains("compressed with gzip") && gzip.contains("plain"),
+            "{gzip}"
+        );
+        let control = tar_of(&[("a/\x1b[2J.JPEG", &[7; 2000])]);
+        let control = message(&control[..600]);
+        assert!(
+            control.contains("'a/\\u{1b}[2J.JPEG'") && !control.contains('\x1b'),
+            "{control}"
+        );
     }
 
     #[test]
-    fn an_inner_tar_that_lies_about_its_size() {
+    fn a_damaged_inner_tar_is_broken_and_the_others_are_listed() {
         let inner = tar_of(&[("x.JPEG", &[1; 600])]);
-        let outer = tar_of(&[("n01.tar", &inner[..700])]);
-        assert!(
-            index(&outer)
-                .0
-                .unwrap_err()
-                .to_string()
-                .contains("n01/x.JPEG")
+        let outer = tar_of(&[
+            ("n01.tar", &inner[..700]),
+            ("n02.tar", &inner),
+            ("n03.tar", &[0x1f, 0x8b, 8]),
+        ]);
+        let (entries, notes) = index(&outer);
+        assert_eq!(
+            entries.unwrap(),
+            [("n02/x.JPEG".to_owned(), [1; 600].to_vec())]
         );
+        assert_eq!(notes.len(), 2);
+        assert!(notes[0].starts_with("n01.tar: it is cut short at byte 700 of 1112"));
+        assert!(notes[1].starts_with("n03.tar: it is compressed with gzip"));
     }
 }

@@ -1,5 +1,6 @@
 //! Whole conversions, from files to shards.
 
+mod broken_entries;
 mod clips;
 mod images;
 mod interrupted;

@@ -1,12 +1,13 @@
 //! Everything that lies in a folder or an archive, as paths with `/` from the top of the source.
 
-use std::path::{Path, PathBuf};
+use std::io::Read;
+use std::path::{Component, Path, PathBuf};
 
 use walkdir::WalkDir;
 
 use super::error::{Error, Result};
-use super::source::{Archive, Ignored, Place};
-use super::tar_index::{index_tar, tar_stem};
+use super::source::{Archive, Broken, Ignored, Place};
+use super::tar_index::{index_tar, other_format, tar_stem};
 
 /// A file or a member of an archive.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,12 +18,34 @@ pub(crate) struct Entry {
     pub bytes: u64,
 }
 
+/// Something that cannot be read, while the rest of the source can.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct BrokenEntry {
+    /// As [`Entry::path`]; that of a folder ends with `/`.
+    pub path: String,
+    /// What it is called in the report: as the path, but a tar with its ending.
+    pub name: String,
+    pub kind: BrokenKind,
+    pub broken: Broken,
+}
+
+/// What it is that cannot be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum BrokenKind {
+    File,
+    /// A folder, or a tar, which counts as one.
+    Folder,
+    /// A link that leads nowhere and by its name could mean either, or one that leads in a circle.
+    Link,
+}
+
 /// What a walk found.
 #[derive(Debug)]
 pub(crate) struct Tree {
     pub root: PathBuf,
     pub entries: Vec<Entry>,
     pub archives: Vec<Archive>,
+    pub broken: Vec<BrokenEntry>,
     pub ignored: Ignored,
 }
 
@@ -33,10 +56,12 @@ pub(crate) enum Tars {
     AsFiles,
 }
 
-/// Lists a folder, following links, or a single tar. Hidden files are left out.
+/// Lists a folder, following links, or a single tar. Hidden files and all files in hidden folders are left out.
+///
+/// What cannot be read within a folder is listed as broken, and no error.
 ///
 /// # Errors
-/// [`Error::Read`], [`Error::Archive`], and [`Error::NothingFound`] if `src` is neither a folder nor a tar.
+/// [`Error::Read`] and [`Error::Archive`] if it is `src` itself that cannot be read or a compressed tar lies in it, and [`Error::NothingFound`] if `src` is neither a folder nor a tar.
 pub(crate) fn walk(src: &Path, tars: Tars) -> Result<Tree> {
     let metadata = std::fs::metadata(src).map_err(|source| Error::Read {
         path: src.to_path_buf(),
@@ -46,6 +71,7 @@ pub(crate) fn walk(src: &Path, tars: Tars) -> Result<Tree> {
         root: src.to_path_buf(),
         entries: vec![],
         archives: vec![],
+        broken: vec![],
         ignored: Ignored::default(),
     };
     if metadata.is_dir() {
@@ -60,7 +86,13 @@ pub(crate) fn walk(src: &Path, tars: Tars) -> Result<Tree> {
             });
         }
         tree.archives.push(Archive::new(src.to_path_buf()));
-        index_tar(src, 0, "", &mut tree.entries, &mut tree.ignored)?;
+        let Tree {
+            entries,
+            broken,
+            ignored,
+            ..
+        } = &mut tree;
+        index_tar(src, 0, "", entries, broken, ignored)?;
     }
     if tree.archives.len() > Archive::MOST_KEPT_OPEN {
         tree.archives.iter_mut().for_each(Archive::do_not_keep_open);
@@ -70,64 +102,171 @@ pub(crate) fn walk(src: &Path, tars: Tars) -> Result<Tree> {
 
 fn walk_folder(tree: &mut Tree, tars: Tars) -> Result<()> {
     let root = tree.root.clone();
-    let is_hidden = |name: &std::ffi::OsStr| name.as_encoded_bytes().starts_with(b".");
     let files = WalkDir::new(&root)
         .follow_links(true)
-        .min_depth(1)
         .sort_by_file_name()
-        .into_iter()
-        .filter_entry(|entry| !(entry.file_type().is_dir() && is_hidden(entry.file_name())));
+        .into_iter();
     for file in files {
-        let file = file.map_err(|error| {
-            let path = error.path().unwrap_or(&root).to_path_buf();
-            Error::Read {
-                path,
-                source: error.into(),
-            }
-        })?;
-        if file.file_type().is_dir() {
+        let file = match file {
+            Ok(file) if file.file_type().is_dir() => continue,
+            other => other,
+        };
+        let path = match &file {
+            Ok(file) => file.path(),
+            Err(error) => error.path().unwrap_or(&root),
+        };
+        let relative = path.strip_prefix(&root).unwrap_or(path);
+        if file.is_err() && relative.as_os_str().is_empty() {
+            let path = root;
+            let source = file.map_or_else(Into::into, |_| std::io::Error::other("no folder"));
+            return Err(Error::Read { path, source });
+        }
+        let is_hidden = |part: Component<'_>| part.as_os_str().as_encoded_bytes().starts_with(b".");
+        if relative.components().any(is_hidden) {
+            tree.ignored
+                .add("hidden files", &relative.to_string_lossy());
             continue;
         }
-        let relative = file.path().strip_prefix(&root).unwrap_or(file.path());
         let Some(name) = relative.to_str() else {
             tree.ignored
                 .add("files whose name is not UTF-8", &relative.to_string_lossy());
             continue;
         };
-        if is_hidden(file.file_name()) {
-            tree.ignored.add("hidden files", name);
-            continue;
-        }
-        let failed = |error: walkdir::Error| Error::Read {
-            path: file.path().to_path_buf(),
-            source: error.into(),
+        let found = match &file {
+            Ok(file) => file.metadata().map_err(|error| broken_entry(name, &error)),
+            Err(error) => Err(broken_entry(name, error)),
         };
-        let metadata = file.metadata().map_err(failed)?;
+        let metadata = match found {
+            Ok(metadata) => metadata,
+            // Where a disk has its root, only the system may look into this folder.
+            Err(_) if name.ends_with("lost+found") => {
+                tree.ignored.add("folders of the file system", name);
+                continue;
+            }
+            Err(broken) => {
+                tree.broken.push(broken);
+                continue;
+            }
+        };
         if !metadata.is_file() {
             tree.ignored.add("special files", name);
             continue;
         }
         if tars == Tars::Index {
-            refuse_compressed(file.path())?;
+            refuse_compressed(path)?;
             if let Some(stem) = tar_stem(name) {
-                let archive = u32::try_from(tree.archives.len())
-                    .map_err(|_| Error::Internal("more than 4294967295 archives".into()))?;
-                tree.archives.push(Archive::new(file.path().to_path_buf()));
-                index_tar(
-                    file.path(),
-                    archive,
-                    &format!("{stem}/"),
-                    &mut tree.entries,
-                    &mut tree.ignored,
-                )?;
+                add_tar(tree, path, name, &format!("{stem}/"))?;
                 continue;
             }
         }
-        let place = Place::Named;
         tree.entries.push(Entry {
             path: name.to_owned(),
-            place,
+            place: Place::Named,
             bytes: metadata.len(),
+        });
+    }
+    Ok(())
+}
+
+/// Lists a tar beside others. One that is damaged keeps what comes before the damage, and is broken itself.
+fn add_tar(tree: &mut Tree, path: &Path, name: &str, folder: &str) -> Result<()> {
+    let archive = u32::try_from(tree.archives.len())
+        .map_err(|_| Error::Internal("more than 4294967295 archives".into()))?;
+    tree.archives.push(Archive::new(path.to_path_buf()));
+    let Tree {
+        entries,
+        broken,
+        ignored,
+        ..
+    } = tree;
+    let n_before = entries.len();
+    let (fault, reason) = match index_tar(path, archive, folder, entries, broken, ignored) {
+        Ok(()) => return Ok(()),
+        Err(Error::Archive { reason, .. }) => ("damaged archive", reason),
+        Err(Error::Read { source, .. }) => ("unreadable", source.to_string()),
+        Err(error) => return Err(error),
+    };
+    let reason = match entries.len() - n_before {
+        0 => reason,
+        n => format!("{reason}; the {n} files before that are used"),
+    };
+    broken.push(BrokenEntry {
+        path: folder.to_owned(),
+        name: name.to_owned(),
+        kind: BrokenKind::Folder,
+        broken: Broken { fault, reason },
+    });
+    Ok(())
+}
+
+/// What the walk could not get past. Only the system's own words go into the reason: the rest holds paths.
+fn broken_entry(name: &str, error: &walkdir::Error) -> BrokenEntry {
+    let is_link = error
+        .path()
+        .and_then(|path| path.symlink_metadata().ok())
+        .is_some_and(|metadata| metadata.is_symlink());
+    let system = error.io_error().map(ToString::to_string);
+    let system = system.unwrap_or_default();
+    let has_ending = !super::source::split_extension(name).1.is_empty();
+    let (kind, fault, reason) = if error.loop_ancestor().is_some() {
+        let reason = "a link to a folder that it lies in".to_owned();
+        (BrokenKind::Link, "broken link", reason)
+    } else if is_link {
+        let kind = if has_ending {
+            BrokenKind::File
+        } else {
+            BrokenKind::Link
+        };
+        (
+            kind,
+            "broken link",
+            format!("a link that leads nowhere: {system}"),
+        )
+    } else if error.path().is_some_and(Path::is_dir) {
+        let reason = format!("a folder that cannot be read: {system}");
+        (BrokenKind::Folder, "unreadable", reason)
+    } else {
+        let reason = format!("cannot be read: {system}");
+        (BrokenKind::File, "unreadable", reason)
+    };
+    let path = match kind {
+        BrokenKind::Folder => format!("{name}/"),
+        _ => name.to_owned(),
+    };
+    BrokenEntry {
+        path,
+        name: name.to_owned(),
+        kind,
+        broken: Broken { fault, reason },
+    }
+}
+
+/// Refuses what is no list or table of clips: a video decoder needs files, so clips are not read out of archives.
+///
+/// # Errors
+/// [`Error::Archive`] for an archive, [`Error::NothingFound`] for any other file that is no text.
+pub(crate) fn refuse_no_text(path: &Path) -> Result<()> {
+    let failed = |source| Error::Read {
+        path: path.to_path_buf(),
+        source,
+    };
+    let mut head = Vec::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(512).read_to_end(&mut head))
+        .map_err(failed)?;
+    let is_tar = head.get(257..262) == Some(b"ustar")
+        || path.to_str().and_then(tar_stem).is_some()
+        || refuse_compressed(path).is_err();
+    if is_tar || other_format(&head).is_some() {
+        return Err(Error::Archive {
+            path: path.to_path_buf(),
+            reason: "clips in archives are not read; unpack it first, then give the folder".into(),
+        });
+    }
+    if head.contains(&0) {
+        return Err(Error::NothingFound {
+            path: path.to_path_buf(),
+            expected: "expected a folder of clips, or a list or table of clips as text".into(),
         });
     }
     Ok(())
@@ -187,7 +326,7 @@ mod tests {
         assert_eq!(tree.entries[2].bytes, 2);
         assert_eq!(
             tree.ignored.into_notes(),
-            ["ignored 1 hidden files, first: b/.DS_Store"]
+            ["ignored 2 hidden files, first: b/.DS_Store"]
         );
         let as_files = walk(dir.path(), Tars::AsFiles).unwrap();
         assert_eq!(paths(&as_files), ["a.tar", "b/x.jpg", "c/l.jpg"]);
@@ -213,13 +352,113 @@ mod tests {
     }
 
     #[test]
-    fn a_loop_of_links_is_an_error() {
+    fn what_cannot_be_read_is_broken_and_the_rest_is_listed() {
+        use std::os::unix::fs::symlink;
         let dir = tempfile::tempdir().unwrap();
-        std::fs::create_dir(dir.path().join("a")).unwrap();
-        std::os::unix::fs::symlink(dir.path(), dir.path().join("a/up")).unwrap();
-        assert!(matches!(
-            walk(dir.path(), Tars::Index),
-            Err(Error::Read { .. })
-        ));
+        let at = |name: &str| dir.path().join(name);
+        std::fs::create_dir_all(at("a/.hidden")).unwrap();
+        std::fs::write(at("a/x.jpg"), b"1").unwrap();
+        symlink("nowhere", at("a/.#x.jpg")).unwrap();
+        symlink("nowhere", at("a/.hidden/y.jpg")).unwrap();
+        symlink("nowhere", at("a/gone.jpg")).unwrap();
+        symlink("nowhere", at("gone")).unwrap();
+        symlink("itself.jpg", at("a/itself.jpg")).unwrap();
+        symlink(dir.path(), at("a/up")).unwrap();
+        let whole = tar_of(&[("y.jpg", &[7; 600]), ("z.jpg", &[8; 600])]);
+        std::fs::write(at("b.tar"), &whole[..512 + 1024 + 512 + 10]).unwrap();
+        std::fs::write(at("c.tar"), [0x1f, 0x8b, 8, 0, 0, 0, 0]).unwrap();
+        let mut tree = walk(dir.path(), Tars::Index).unwrap();
+        assert_eq!(paths(&tree), ["a/x.jpg", "b/y.jpg"]);
+        tree.broken.sort_by(|a, b| a.name.cmp(&b.name));
+        let found: Vec<_> = tree
+            .broken
+            .iter()
+            .map(|b| (b.name.as_str(), b.kind, b.broken.fault))
+            .collect();
+        assert_eq!(
+            found,
+            [
+                ("a/gone.jpg", BrokenKind::File, "broken link"),
+                ("a/itself.jpg", BrokenKind::File, "broken link"),
+                ("a/up", BrokenKind::Link, "broken link"),
+                ("b.tar", BrokenKind::Folder, "damaged archive"),
+                ("c.tar", BrokenKind::Folder, "damaged archive"),
+                ("gone", BrokenKind::Link, "broken link"),
+            ]
+        );
+        let reasons: Vec<&str> = tree
+            .broken
+            .iter()
+            .map(|b| b.broken.reason.as_str())
+            .collect();
+        assert!(
+            reasons[3].contains("cut short at byte 2058 of 2648") && reasons[3].contains("1 files"),
+            "{reasons:?}"
+        );
+        assert!(reasons[4].contains("gzip"), "{reasons:?}");
+        let root = dir.path().to_str().unwrap();
+        assert!(
+            reasons.iter().all(|reason| !reason.contains(root)),
+            "{reasons:?}"
+        );
+        assert_eq!(
+            tree.ignored.into_notes(),
+            ["ignored 2 hidden files, first: a/.#x.jpg"]
+        );
+    }
+
+    #[test]
+    fn a_folder_without_permission_is_broken_but_not_the_top() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let (locked, fine) = (dir.path().join("n02"), dir.path().join("n01"));
+        std::fs::create_dir(&locked).unwrap();
+        std::fs::create_dir(&fine).unwrap();
+        std::fs::write(fine.join("x.jpg"), b"1").unwrap();
+        let allow = |mode| {
+            std::fs::set_permissions(&locked, std::fs::Permissions::from_mode(mode)).unwrap();
+        };
+        allow(0o000);
+        if std::fs::read_dir(&locked).is_ok() {
+            eprintln!("SKIPPED: this user may read everything");
+            return;
+        }
+        let tree = walk(dir.path(), Tars::Index);
+        let top = walk(&locked, Tars::Index);
+        allow(0o755);
+        let tree = tree.unwrap();
+        assert_eq!(paths(&tree), ["n01/x.jpg"]);
+        assert_eq!(
+            (tree.broken[0].path.as_str(), tree.broken[0].kind),
+            ("n02/", BrokenKind::Folder)
+        );
+        assert!(tree.broken[0].broken.reason.contains("denied"));
+        assert!(matches!(top, Err(Error::Read { path, .. }) if path == locked));
+    }
+
+    #[test]
+    fn what_is_no_text_is_refused_with_the_way_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let refused = |name: &str, bytes: &[u8]| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, bytes).unwrap();
+            refuse_no_text(&path).map_err(|error| error.to_string())
+        };
+        let tar = tar_of(&[("x.mp4", b"x")]);
+        for (name, bytes) in [
+            ("kin.tar", tar.as_slice()),
+            ("kin", &tar),
+            ("kin.tgz", &[0x1f, 0x8b, 8]),
+            ("empty.tar", &[]),
+        ] {
+            let message = refused(name, bytes).unwrap_err();
+            assert!(
+                message.contains(name) && message.contains("unpack"),
+                "{message}"
+            );
+        }
+        let message = refused("x.mp4", b"\0\0\0\x18ftyp").unwrap_err();
+        assert!(message.contains("a list or table"), "{message}");
+        assert!(refused("list.txt", "Größe/x.mp4 0\n".as_bytes()).is_ok());
     }
 }

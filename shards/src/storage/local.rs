@@ -39,16 +39,34 @@ pub enum Sharing {
 pub struct Lock(#[allow(dead_code)] pub(super) Option<File>); // held, never read
 
 pub(super) fn try_lock(path: &Path, sharing: Sharing) -> Result<Option<Lock>> {
-    let io = |e| Error::io(path, e);
+    let io = |e| fault("locking", path, e);
     let (folder, _) = folder_and_name(path)?;
-    std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
-    let file = File::options()
+    make_folder(folder)?;
+    let opened = File::options()
         .read(true)
         .write(true)
         .create(true)
         .truncate(false)
-        .open(path)
-        .map_err(io)?;
+        .open(path);
+    let file = match opened {
+        Ok(file) => file,
+        // Where nothing may be written, a lock that is there can be held, and one that is not there guards nothing.
+        Err(e)
+            if matches!(
+                e.kind(),
+                ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem
+            ) =>
+        {
+            match File::open(path) {
+                Ok(file) => file,
+                Err(missing) if missing.kind() == ErrorKind::NotFound => {
+                    return Ok(Some(Lock(None)));
+                }
+                Err(_) => return Err(io(e)),
+            }
+        }
+        Err(e) => return Err(io(e)),
+    };
     let taken = match sharing {
         Sharing::Shared => file.try_lock_shared(),
         Sharing::Alone => file.try_lock(),
@@ -73,8 +91,8 @@ impl ObjectWriter {
     /// Starts the file `target`; folders that are missing are made.
     pub(super) fn create(target: &Path) -> Result<Self> {
         let (folder, name) = folder_and_name(target)?;
-        std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
-        let file = new_temp(folder, name).map_err(|e| Error::io(target, e))?;
+        make_folder(folder)?;
+        let file = new_temp(folder, name).map_err(|e| fault("writing", target, e))?;
         let file = BufWriter::with_capacity(BUFFER_BYTES, file);
         Ok(ObjectWriter {
             file,
@@ -87,7 +105,7 @@ impl ObjectWriter {
     /// Makes the object appear under its name, in place of one that may be there.
     ///
     /// # Errors
-    /// [`Error::Io`]; then nothing has appeared.
+    /// [`Error::Store`]; then nothing has appeared.
     pub fn commit(self) -> Result<Written> {
         let ObjectWriter {
             file,
@@ -95,7 +113,7 @@ impl ObjectWriter {
             hasher,
             bytes,
         } = self;
-        let io = |e| Error::io(&target, e);
+        let io = |e| fault("writing", &target, e);
         let file = file.into_inner().map_err(|e| io(e.into_error()))?;
         file.as_file().sync_all().map_err(io)?;
         file.persist(&target).map_err(|e| io(e.error))?;
@@ -120,6 +138,38 @@ impl Write for ObjectWriter {
 
     fn flush(&mut self) -> std::io::Result<()> {
         self.file.flush()
+    }
+}
+
+fn make_folder(folder: &Path) -> Result<()> {
+    std::fs::create_dir_all(folder).map_err(|e| fault("making the folder", folder, e))
+}
+
+/// A failed file operation. The temporary name of a file, which the library puts into its errors, says nothing to
+/// whoever reads it.
+fn fault(doing: &'static str, path: &Path, error: std::io::Error) -> Error {
+    let path = path.display().to_string();
+    match error.kind() {
+        ErrorKind::NotFound => Error::NotFound { path },
+        kind => {
+            let system = error
+                .get_ref()
+                .and_then(|inner| inner.source())
+                .and_then(|inner| inner.downcast_ref::<std::io::Error>())
+                .and_then(std::io::Error::raw_os_error);
+            let source = match system {
+                Some(code) => std::io::Error::from_raw_os_error(code),
+                None => match error.get_ref() {
+                    Some(inner) => std::io::Error::new(kind, inner.to_string()),
+                    None => error,
+                },
+            };
+            Error::Store {
+                path,
+                doing,
+                source,
+            }
+        }
     }
 }
 

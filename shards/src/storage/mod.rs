@@ -140,7 +140,7 @@ impl Store {
     pub fn size(&self, path: &str) -> Result<u64> {
         let place = self.place(path)?;
         let meta = self.wait(self.backend.head(&place))?;
-        Ok(meta.map_err(|e| self.fault(path, e))?.size)
+        Ok(meta.map_err(|e| self.fault("looking at", path, e))?.size)
     }
 
     /// Whether there is such an object.
@@ -162,7 +162,8 @@ impl Store {
     pub fn read(&self, path: &str) -> Result<Bytes> {
         let place = self.place(path)?;
         let whole = async { self.backend.get(&place).await?.bytes().await };
-        self.wait(whole)?.map_err(|e| self.fault(path, e))
+        self.wait(whole)?
+            .map_err(|e| self.fault("reading", path, e))
     }
 
     /// A part of an object, by one request.
@@ -180,12 +181,24 @@ impl Store {
     /// [`Error::NotFound`], or the store's error, also if the object ends before a range does.
     pub fn read_ranges(&self, path: &str, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
         let place = self.place(path)?;
-        let parts = self
-            .wait(self.backend.get_ranges(&place, ranges))?
-            .map_err(|e| self.fault(path, e))?;
+        let parts = match self.wait(self.backend.get_ranges(&place, ranges))? {
+            Ok(parts) => parts,
+            Err(error) => {
+                let fault = self.fault("reading", path, error);
+                // A store names a range that begins past the end in its own words.
+                if let Error::Store { .. } = &fault
+                    && let Ok(bytes) = self.size(path)
+                    && let Some(range) = ranges.iter().find(|range| range.end > bytes)
+                {
+                    let found = bytes.saturating_sub(range.start);
+                    return Err(self.cut(path, range, found));
+                }
+                return Err(fault);
+            }
+        };
         for (part, range) in parts.iter().zip(ranges) {
             if part.len() as u64 != range.end - range.start {
-                return Err(self.cut(path, range, part.len()));
+                return Err(self.cut(path, range, part.len() as u64));
             }
         }
         Ok(parts)
@@ -210,7 +223,9 @@ impl Store {
             self.place(folder)?
         };
         let objects = self.backend.list(Some(&place)).try_collect::<Vec<_>>();
-        let objects = self.wait(objects)?.map_err(|e| self.fault(prefix, e))?;
+        let objects = self
+            .wait(objects)?
+            .map_err(|e| self.fault("listing", prefix, e))?;
         let relative = |path: &Path| {
             Some(
                 Path::from_iter(path.prefix_match(&self.prefix)?)
@@ -237,7 +252,7 @@ impl Store {
     pub fn delete(&self, path: &str) -> Result<()> {
         let place = self.place(path)?;
         self.wait(self.backend.delete(&place))?
-            .map_err(|e| self.fault(path, e))
+            .map_err(|e| self.fault("deleting", path, e))
     }
 
     /// Writes a whole object; whoever reads sees the old one or the new one, also after a crash.
@@ -248,8 +263,9 @@ impl Store {
         if self.folder.is_some() {
             use std::io::Write;
             let mut writer = self.create(path)?;
-            writer.write_all(bytes).map_err(|e| Error::Io {
+            writer.write_all(bytes).map_err(|e| Error::Store {
                 path: self.full_path(path),
+                doing: "writing",
                 source: e,
             })?;
             return writer.commit().map(drop);
@@ -258,7 +274,7 @@ impl Store {
         let payload = PutPayload::from(Bytes::copy_from_slice(bytes));
         self.wait(self.backend.put(&place, payload))?
             .map(drop)
-            .map_err(|e| self.fault(path, e))
+            .map_err(|e| self.fault("writing", path, e))
     }
 
     /// Starts an object that appears when it is committed, and not before.
@@ -310,22 +326,41 @@ impl Store {
         }
     }
 
-    fn fault(&self, path: &str, source: object_store::Error) -> Error {
+    fn fault(&self, doing: &'static str, path: &str, error: object_store::Error) -> Error {
         let path = self.full_path(path);
-        match source {
-            object_store::Error::NotFound { .. } => Error::NotFound { path },
-            source => Error::Store { path, source },
+        if let object_store::Error::NotFound { .. } = error {
+            return Error::NotFound { path };
+        }
+        // The system's own reason, out of what the store wraps around it.
+        let mut inner: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+        let mut system = None;
+        while let Some(cause) = inner {
+            system = cause.downcast_ref::<std::io::Error>().or(system);
+            inner = cause.source();
+        }
+        let source = match system {
+            Some(system) => match system.raw_os_error() {
+                Some(code) => std::io::Error::from_raw_os_error(code),
+                None => std::io::Error::new(system.kind(), system.to_string()),
+            },
+            None => std::io::Error::other(error),
+        };
+        Error::Store {
+            path,
+            doing,
+            source,
         }
     }
 
-    fn cut(&self, path: &str, range: &Range<u64>, found: usize) -> Error {
+    fn cut(&self, path: &str, range: &Range<u64>, found: u64) -> Error {
         let reason = format!(
-            "{found} bytes at {}, expected {}",
+            "it ends early: {found} bytes at byte {}, expected {}",
             range.start,
             range.end - range.start
         );
-        Error::Io {
+        Error::Store {
             path: self.full_path(path),
+            doing: "reading",
             source: std::io::Error::new(std::io::ErrorKind::UnexpectedEof, reason),
         }
     }

@@ -115,7 +115,48 @@ fn ranges_are_exact_or_an_error() {
     for range in [8..11, 10..11, 20..30] {
         let error = store.read_range("digits", range).unwrap_err().to_string();
         assert!(error.contains("digits"), "{error}");
+        assert!(
+            error.starts_with("reading ") && error.contains("it ends early"),
+            "{error}"
+        );
+        assert!(!error.contains("invalid"), "{error}");
     }
+}
+
+#[test]
+fn failures_say_what_was_done_to_which_path_and_why() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("file"), b"x").unwrap();
+    let store = Store::open(dir.path().join("file/set").to_str().unwrap()).unwrap();
+    let read = store.read("a").unwrap_err().to_string();
+    let range = store.read_range("a", 0..1).unwrap_err().to_string();
+    let size = store.size("a").unwrap_err().to_string();
+    let write = store.put_atomic("a", b"").unwrap_err().to_string();
+    let lock = store.try_lock("a", Sharing::Alone).unwrap_err().to_string();
+    for (message, doing) in [
+        (read, "reading "),
+        (range, "reading "),
+        (size, "looking at "),
+        (write, "making the folder "),
+        (lock, "making the folder "),
+    ] {
+        assert!(
+            message.starts_with(doing)
+                && message.contains("file/set")
+                && message.ends_with("Not a directory (os error 20)"),
+            "{message}"
+        );
+        assert!(!message.contains("Generic"), "{message}");
+    }
+    std::fs::create_dir(dir.path().join("folder")).unwrap();
+    let message = open(&dir)
+        .put_atomic("folder", b"")
+        .unwrap_err()
+        .to_string();
+    assert!(
+        message.starts_with("writing ") && message.ends_with("Is a directory (os error 21)"),
+        "{message}"
+    );
 }
 
 #[test]

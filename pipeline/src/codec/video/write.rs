@@ -9,7 +9,7 @@ use ffmpeg::codec::{self, threading};
 use ffmpeg::color::{Range, Space};
 use ffmpeg::format::Pixel;
 use ffmpeg::software::scaling;
-use ffmpeg::{Dictionary, Packet, Rational};
+use ffmpeg::{Dictionary, Packet, Rational, frame};
 
 use super::ffi;
 use crate::codec::{CodecError, Rgb8Image};
@@ -85,7 +85,7 @@ pub fn write_video(
         flags,
     )
     .map_err(failed)?;
-    let mut rgb = ffi::new_frame(Pixel::RGB24, width, height).map_err(failed)?;
+    let mut rgb = blank(Pixel::RGB24, width, height).map_err(failed)?;
     let mut drain = |encoder: &mut ffmpeg::encoder::Video| -> Result<(), ffmpeg::Error> {
         let mut packet = Packet::empty();
         while encoder.receive_packet(&mut packet).is_ok() {
@@ -96,8 +96,8 @@ pub fn write_video(
         }
         Ok(())
     };
-    for (number, frame) in frames.enumerate() {
-        let frame: &Rgb8Image = frame.borrow();
+    for (number, picture) in frames.enumerate() {
+        let frame: &Rgb8Image = picture.borrow();
         if (frame.width, frame.height) != (width, height)
             || frame.data.len() != width as usize * height as usize * 3
         {
@@ -115,7 +115,7 @@ pub fn write_video(
             to[..from.len()].copy_from_slice(from);
         }
         // A new frame each time: the encoder keeps references to those it was given.
-        let mut yuv = ffi::new_frame(Pixel::YUV420P, width, height).map_err(failed)?;
+        let mut yuv = blank(Pixel::YUV420P, width, height).map_err(failed)?;
         to_yuv.run(&rgb, &mut yuv).map_err(failed)?;
         yuv.set_pts(i64::try_from(number).ok());
         encoder.send_frame(&yuv).map_err(failed)?;
@@ -124,6 +124,15 @@ pub fn write_video(
     encoder.send_eof().map_err(failed)?;
     drain(&mut encoder).map_err(failed)?;
     output.write_trailer().map_err(failed)
+}
+
+/// A frame of zeros. Rows are padded, and what lies in the padding has a say in the coded bytes.
+fn blank(format: Pixel, width: u32, height: u32) -> Result<frame::Video, ffmpeg::Error> {
+    let mut frame = ffi::new_frame(format, width, height)?;
+    for plane in 0..frame.planes() {
+        frame.data_mut(plane).fill(0);
+    }
+    Ok(frame)
 }
 
 fn open_encoder(

@@ -241,7 +241,21 @@ mod tests {
             );
         }
         let found = files(dir.path());
-        assert!(found == files(again.path()), "the same files twice");
+        let other = files(again.path());
+        let differing: Vec<_> = found
+            .iter()
+            .filter(|(path, bytes)| other.get(*path) != Some(bytes))
+            .map(|(path, bytes)| {
+                let at = other
+                    .get(path)
+                    .and_then(|other| bytes.iter().zip(other).position(|(one, two)| one != two));
+                (path, at)
+            })
+            .collect();
+        assert!(
+            differing.is_empty(),
+            "made twice, and not the same: {differing:?}"
+        );
         assert_eq!(found.len(), 4 + 2 + 2 * 2 * 15 + 1);
         assert_eq!(
             found[Path::new("sequences/ImageSets/2017/val.txt")],

@@ -17,7 +17,7 @@ use crate::codec::{CodecError, Rgb8Image};
 /// Frames from one key frame to the next.
 const GOP_FRAMES: u32 = 12;
 
-/// Writes an MP4 file: H.264 if the FFmpeg here has libx264, else MPEG-4 part 2, which every one has.
+/// Writes an MP4 file of MPEG-4 part 2.
 ///
 /// The same frames give the same bytes with the same libraries: one thread, and no times or versions in the file.
 ///
@@ -74,7 +74,7 @@ pub fn write_video(
         .stream(0)
         .map_or(time_base, |stream| stream.time_base());
 
-    let flags = scaling::Flags::BICUBIC | scaling::Flags::ACCURATE_RND;
+    let flags = scaling::Flags::BICUBIC | scaling::Flags::ACCURATE_RND | scaling::Flags::BITEXACT;
     let mut to_yuv = scaling::Context::get(
         Pixel::RGB24,
         width,
@@ -140,10 +140,9 @@ fn open_encoder(
     height: u32,
     time_base: Rational,
 ) -> Result<ffmpeg::encoder::Video, ffmpeg::Error> {
-    let x264 = ffmpeg::encoder::find_by_name("libx264");
-    let found = x264
-        .or_else(|| ffmpeg::encoder::find(codec::Id::MPEG4))
-        .ok_or(ffmpeg::Error::EncoderNotFound)?;
+    // FFmpeg's own encoder: it is in every build, and the same frames give the same bytes. x264's do not: built for
+    // Debian it codes the first clip of a process otherwise than the same clip later on.
+    let found = ffmpeg::encoder::find(codec::Id::MPEG4).ok_or(ffmpeg::Error::EncoderNotFound)?;
     let mut context = codec::Context::new_with_codec(found);
     context.set_threading(threading::Config {
         kind: threading::Type::None,
@@ -160,13 +159,7 @@ fn open_encoder(
     encoder.set_time_base(time_base);
     encoder.set_frame_rate(Some(time_base.invert()));
     encoder.set_gop(GOP_FRAMES);
-    let mut options = Dictionary::new();
-    if x264.is_some() {
-        options.set("preset", "veryfast");
-        options.set("crf", "20");
-    } else {
-        encoder.set_qmin(2);
-        encoder.set_qmax(6);
-    }
-    encoder.open_with(options)
+    encoder.set_qmin(2);
+    encoder.set_qmax(6);
+    encoder.open()
 }

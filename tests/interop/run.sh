@@ -1,6 +1,6 @@
 #!/bin/sh
 # Opens shards with the tools their readers use. Usage: tests/interop/run.sh PROGRAM [SET ...]
-# Without sets it makes the demo's synthetic ones. Skips, aloud, where Python or its packages cannot be had.
+# Without sets it makes the demo's synthetic ones, and converts real data where it is at hand. Skips, aloud, where Python or its packages cannot be had.
 set -eu
 program=$(realpath "$1")
 shift
@@ -25,5 +25,13 @@ trap 'rm -rf "$work"' EXIT
 if [ $# -eq 0 ]; then
     "$program" demo --out "$work/demo" --only shards --quiet >/dev/null
     set -- "$work/demo/shards/images" "$work/demo/shards/clips"
+    real=${PAIRQUET_SHARED_DIR:-"$here/../../../shared"}/data
+    if [ -d "$real" ]; then
+        "$program" --quiet convert imagenet "$real/imagenet/train" "$work/images" >/dev/null
+        "$program" --quiet convert kinetics "$real/videos" "$work/clips" --max-bad 20% >/dev/null
+        set -- "$@" "$work/images" "$work/clips"
+    else
+        echo "SKIPPED: interop on real pictures and clips: none at $real"
+    fi
 fi
 HF_HOME="$work/hf" HF_DATASETS_OFFLINE=1 HF_HUB_OFFLINE=1 "$venv/bin/python" "$here/check.py" "$@"

@@ -64,6 +64,7 @@ impl MetricsLine {
             ("train/epoch".to_string(), self.epoch),
             ("speed/pairs_per_s".to_string(), self.pairs_per_s),
             ("speed/data_wait_pct".to_string(), self.data_wait_pct),
+            ("speed/eta_s".to_string(), self.eta_s),
             ("data/bad_samples".to_string(), self.bad_samples as f64),
         ];
         scalars.extend(

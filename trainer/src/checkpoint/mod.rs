@@ -114,10 +114,16 @@ impl Checkpoints {
                 Err(error) => damaged.push(format!("{error}; trying the one before it")),
             }
         }
-        if damaged.is_empty() {
-            return Ok((None, damaged));
-        }
-        let problem = format!("no checkpoint in it is whole: {}", damaged.join("; "));
+        let latest = self.root.join(LATEST_FILE);
+        let problem = match (damaged.is_empty(), fs::read_to_string(&latest)) {
+            (true, Err(_)) => return Ok((None, damaged)),
+            (true, Ok(name)) => format!(
+                "latest names {}, which is gone, and no other is there; put it back, or delete {} to start over",
+                name.trim(),
+                latest.display()
+            ),
+            (false, _) => format!("no checkpoint in it is whole: {}", damaged.join("; ")),
+        };
         Err(Error::Checkpoint {
             path: self.root.clone(),
             problem,

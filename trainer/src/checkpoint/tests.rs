@@ -227,6 +227,19 @@ fn nothing_whole_is_an_error_and_nothing_at_all_is_a_fresh_start() {
 }
 
 #[test]
+fn checkpoints_that_were_taken_away_are_missed() {
+    let (_dir, checkpoints, _, _) = saved(1);
+    fs::remove_dir_all(checkpoints.root.join(dir_name(1))).unwrap();
+    let message = checkpoints.newest().unwrap_err().to_string();
+    assert!(
+        message.contains("step-00000001, which is gone"),
+        "{message}"
+    );
+    fs::remove_file(checkpoints.root.join(LATEST_FILE)).unwrap();
+    assert!(checkpoints.newest().unwrap().0.is_none(), "a fresh start");
+}
+
+#[test]
 fn what_a_kill_left_half_written_is_ignored_and_removed() {
     let (dir, checkpoints, _, _) = saved(1);
     let half = checkpoints.root.join(".tmp-step-00000002");

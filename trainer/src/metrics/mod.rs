@@ -96,7 +96,7 @@ impl MetricsLog {
             Err(error) => return Err(Error::io(&path)(error)),
         };
         let kept: Vec<_> = whole_lines(&text)
-            .take_while(|(_, line)| line.step <= steps_done)
+            .filter(|(_, line)| line.step <= steps_done)
             .collect();
         // As they were written: numbers that went through a parser could come out a digit different.
         let kept_text: String = kept.iter().map(|(text, _)| *text).collect();
@@ -128,18 +128,18 @@ impl MetricsLog {
     }
 }
 
-/// Reads the lines of a run's `metrics.jsonl`, up to the first that is not whole.
+/// Reads the lines of a run's `metrics.jsonl`, those that are whole.
 pub fn read(run_dir: &Path) -> Result<Vec<MetricsLine>> {
     let path = run_dir.join(METRICS_FILE);
     let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
     Ok(whole_lines(&text).map(|(_, line)| line).collect())
 }
 
-/// Each line as written, its line end included, and as read; up to the first that is not whole.
+/// Each line as written, its line end included, and as read; a damaged one is left out and costs no other.
 fn whole_lines(text: &str) -> impl Iterator<Item = (&str, MetricsLine)> {
     text.split_inclusive('\n')
         .take_while(|line| line.ends_with('\n'))
-        .map_while(|line| Some((line, serde_json::from_str(line).ok()?)))
+        .filter_map(|line| Some((line, serde_json::from_str(line).ok()?)))
 }
 
 fn to_json_line(path: &Path, line: &MetricsLine) -> Result<String> {
@@ -204,6 +204,12 @@ mod tests {
         )
         .unwrap();
         MetricsLog::open(dir.path(), 9).unwrap();
+        assert_eq!(text(dir.path()), whole);
+
+        // A damaged line in the middle costs itself alone.
+        let path = dir.path().join(METRICS_FILE);
+        fs::write(&path, format!("garbage\n{whole}")).unwrap();
+        MetricsLog::open(dir.path(), u64::MAX).unwrap();
         assert_eq!(text(dir.path()), whole);
     }
 

@@ -140,8 +140,8 @@ fn open_encoder(
     height: u32,
     time_base: Rational,
 ) -> Result<ffmpeg::encoder::Video, ffmpeg::Error> {
-    // FFmpeg's own encoder: it is in every build, and the same frames give the same bytes. x264's do not: built for
-    // Debian it codes the first clip of a process otherwise than the same clip later on.
+    // FFmpeg's own encoder: it is in every build, and in the test that makes all clips twice the same frames give the same
+    // bytes. With x264 that test failed in most of its runs, on the process's first clip; the cause was not found.
     let found = ffmpeg::encoder::find(codec::Id::MPEG4).ok_or(ffmpeg::Error::EncoderNotFound)?;
     let mut context = codec::Context::new_with_codec(found);
     context.set_threading(threading::Config {

@@ -41,7 +41,7 @@ fn main() -> Result<()> {
             .ok_or("a temporary folder whose name is not UTF-8")?;
         let set = ShardSet::open(uri, "train")?;
         timed("first look at every shard", 1, || {
-            let groups = set.groups()?;
+            let groups = set.groups();
             Ok((groups.len() as u64, 0))
         })?;
         println!(
@@ -126,14 +126,7 @@ fn write(dir: &Path, kind: Kind, picture_bytes: usize, bytes: u64) -> Result<()>
             let (out, counts) = writer.finish()?;
             let written = out.commit()?;
             rows += counts.rows;
-            let (bytes, sha256) = (written.bytes, written.sha256);
-            split.shards.push(ShardEntry {
-                name,
-                rows: counts.rows,
-                samples: counts.samples,
-                bytes,
-                sha256,
-            });
+            split.shards.push(ShardEntry::new(name, counts, written));
         }
         Ok((rows, split.bytes()))
     })?;

@@ -30,7 +30,7 @@ const TAIL_BYTES_PER_ROW: u64 = 24;
 /// The first read takes no more than this, whatever number of rows a manifest speaks of.
 const TAIL_MAX_BYTES: u64 = 16 << 20;
 
-const MAGIC: &[u8; 4] = b"PAR1";
+pub(crate) const MAGIC: &[u8; 4] = b"PAR1";
 
 /// The part of a shard to read first: most often it holds the whole footer and offset index.
 ///
@@ -68,7 +68,7 @@ pub struct ShardFooter {
 pub(crate) struct FooterGroup {
     pub(crate) n_rows: usize,
     /// Where each column's chunk lies, in the order of [`Column::of`].
-    chunks: Vec<Range<u64>>,
+    pub(crate) chunks: Vec<Range<u64>>,
     pub(crate) pictures: PicturePlaces,
 }
 
@@ -82,6 +82,18 @@ impl ShardFooter {
     /// [`crate::Error::Shard`] if this is not a whole shard of a version that this crate reads.
     pub fn parse(shard: &str, file_size: u64, tail: &Bytes) -> Result<FooterStep> {
         parse(shard, file_size, tail).map_err(|fault| fault.in_shard(shard))
+    }
+
+    /// The footer of a shard of which only one row group is known, from a walk through its pages.
+    pub(crate) fn of_group(shard: &str, kind: Kind, group: FooterGroup) -> Self {
+        ShardFooter {
+            shard: shard.to_owned(),
+            kind,
+            n_rows: group.n_rows as u64,
+            groups: vec![group],
+            metadata: Vec::new(),
+            schema: String::new(),
+        }
     }
 
     /// Images or clips.
@@ -102,6 +114,18 @@ impl ShardFooter {
     /// The file's schema in Parquet's notation.
     pub fn schema(&self) -> &str {
         &self.schema
+    }
+
+    /// Rows of each row group, and where its known columns lie.
+    pub(crate) fn group_places(&self) -> impl Iterator<Item = (u64, Range<u64>)> {
+        self.groups.iter().map(|group| {
+            let start = group.chunks.iter().map(|chunk| chunk.start).min();
+            let end = group.chunks.iter().map(|chunk| chunk.end).max();
+            (
+                group.n_rows as u64,
+                start.unwrap_or_default()..end.unwrap_or_default(),
+            )
+        })
     }
 
     /// Where the chunks of `columns` lie, by row group, then in the order given; columns of the other kind are left out.

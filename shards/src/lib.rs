@@ -7,20 +7,21 @@
 //! - `manifest`: what a set consists of.
 //! - `storage`: the one place that opens files and buckets.
 //! - `footer` and `offset_index`, `columns`, `page` (over `levels` and `thrift`): the parts of a shard, from bytes.
-//! - `reader`: a shard's index, built from those parts.
+//! - `reader`: a shard's index, built from those parts; `group`: a whole row group, which needs no footer.
 //! - `set`: a split as one long list of samples.
 //! - `verify`: whether a set is what its manifest says.
 //!
 //! What holds throughout:
 //! - A shard's bytes depend on its rows and its [`ShardSpec`] alone.
 //! - A picture is one range read of about its size, and comes without a copy, checked against its crc32c.
-//! - `footer`, `offset_index`, `columns`, `page` and `reader` perform no I/O.
+//! - `footer`, `offset_index`, `columns`, `page`, `reader` and `group` perform no I/O.
 //! - Bytes of a file are never trusted: whatever they are, the outcome is a value or an error that names the shard,
 //!   and the memory taken is in proportion to the bytes read.
 
 mod columns;
 mod error;
 mod footer;
+mod group;
 mod levels;
 mod manifest;
 mod metadata;
@@ -37,7 +38,10 @@ mod writer;
 pub use columns::ShardColumns;
 pub use error::{Error, Malformed, Result};
 pub use footer::{FooterStep, ShardFooter, tail_range};
-pub use manifest::{MANIFEST_NAME, Manifest, ShardEntry, Skipped, SplitManifest, shard_name};
+pub use group::LoadedGroup;
+pub use manifest::{
+    GroupEntry, MANIFEST_NAME, Manifest, ShardEntry, Skipped, SplitManifest, shard_name,
+};
 pub use metadata::{
     META_FORMAT, META_HUGGINGFACE, META_KIND, META_OPTIONS, META_PAYLOAD, META_SPLIT, PAYLOAD,
 };

@@ -1,13 +1,16 @@
 //! `manifest.json`: what a set consists of. Written last and atomically; a set without it is unfinished.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
+use crate::footer::MAGIC;
 use crate::schema::{ClassName, FORMAT_VERSION, Kind};
-use crate::storage::Store;
+use crate::storage::{Store, Written};
+use crate::writer::ShardCounts;
 
 /// Name of the manifest within its set.
 pub const MANIFEST_NAME: &str = "manifest.json";
@@ -69,6 +72,68 @@ pub struct ShardEntry {
     pub bytes: u64,
     /// SHA-256 of the file in lower-case hexadecimal digits.
     pub sha256: String,
+    /// Its row groups in order, so that whoever reads whole groups needs no footer first.
+    pub groups: Vec<GroupEntry>,
+}
+
+impl ShardEntry {
+    /// The entry of a shard that was written and committed under `name`.
+    pub fn new(name: String, counts: ShardCounts, written: Written) -> Self {
+        ShardEntry {
+            name,
+            rows: counts.rows,
+            samples: counts.samples,
+            bytes: written.bytes,
+            sha256: written.sha256,
+            groups: counts.groups,
+        }
+    }
+
+    /// Where each row group lies in the file: the first one behind the magic number, each other one behind the one before.
+    pub fn group_ranges(&self) -> impl Iterator<Item = Range<u64>> {
+        self.groups.iter().scan(MAGIC.len() as u64, |end, group| {
+            let start = *end;
+            *end += group.bytes;
+            Some(start..*end)
+        })
+    }
+
+    /// What a reader relies on.
+    fn check_groups(&self) -> std::result::Result<(), String> {
+        let sum = |of: fn(&GroupEntry) -> u64| {
+            let mut parts = self.groups.iter().map(of);
+            parts.try_fold(0, u64::checked_add).unwrap_or(u64::MAX)
+        };
+        let (rows, samples) = (sum(|g| g.rows), sum(|g| g.samples));
+        if (rows, samples) != (self.rows, self.samples)
+            || self.groups.iter().any(|g| g.samples == 0)
+        {
+            return Err(format!(
+                "shard {} of {} rows and {} samples with row groups of {rows} rows and {samples} samples",
+                self.name, self.rows, self.samples
+            ));
+        }
+        let bytes = sum(|g| g.bytes);
+        if bytes >= self.bytes {
+            return Err(format!(
+                "shard {} of {} bytes with row groups of {bytes} bytes",
+                self.name, self.bytes
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// One row group of a shard: the chunks of all its columns, one after the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "the object of a row group")]
+pub struct GroupEntry {
+    /// Rows: images, or frames.
+    pub rows: u64,
+    /// Samples: images, or clips.
+    pub samples: u64,
+    /// Bytes of all its columns together.
+    pub bytes: u64,
 }
 
 /// What a conversion left out.
@@ -160,6 +225,7 @@ impl Manifest {
                 samples,
                 bytes,
                 sha256,
+                groups: _,
             } = shard;
             if name.is_empty() || name.contains(['/', '\\']) || name.starts_with('.') {
                 return Err(format!("shard name {name:?}, expected a file name"));
@@ -185,6 +251,7 @@ impl Manifest {
                     "shard {name} with sha256 {sha256:?}, expected 64 hexadecimal digits"
                 ));
             }
+            shard.check_groups()?;
         }
         Ok(())
     }
@@ -201,7 +268,20 @@ mod tests {
             samples: 3,
             bytes: 99,
             sha256: "0a".repeat(32),
+            groups: vec![
+                GroupEntry {
+                    rows: 2,
+                    samples: 2,
+                    bytes: 40,
+                },
+                GroupEntry {
+                    rows: 1,
+                    samples: 1,
+                    bytes: 20,
+                },
+            ],
         };
+        assert!(shard.group_ranges().eq([4..44, 44..64]));
         Manifest {
             format: FORMAT_VERSION,
             kind: Kind::Images,
@@ -266,6 +346,12 @@ mod tests {
         assert!(set("rows", 4.into()).contains("4 rows"));
         assert!(set("rows", (1u64 << 40).into()).contains("rows"));
         assert!(set("bytes", u64::MAX.into()).contains("bytes"));
+        assert!(set("bytes", 60.into()).contains("row groups of 60 bytes"));
+        assert!(set("groups", Value::Array(Vec::new())).contains("0 rows"));
+        let group = |rows: u64, samples: u64, bytes: u64| serde_json::json!([{ "rows": rows, "samples": samples, "bytes": bytes }]);
+        assert!(set("groups", group(3, 2, 9)).contains("2 samples"));
+        assert!(set("groups", group(u64::MAX, 3, 9)).contains("rows"));
+        assert!(set("groups", group(3, 3, u64::MAX)).contains("bytes"));
         assert!(set("sha256", "0A".repeat(32).into()).contains("sha256"));
         assert!(refused(&|value| value["format"] = 2.into()).contains("format 2"));
         assert!(refused(&|value| value["kind"] = "films".into()).contains("films"));

@@ -44,6 +44,87 @@ pub(crate) struct PageHeader {
 impl PageHeader {
     /// Reads the header at the start of `bytes`.
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, Malformed> {
+        let (fields, header_len) = Fields::parse(bytes)?;
+        let Some((n_values, encoding)) = fields.values else {
+            return Err(malformed!(
+                "page of type {}, expected a data page of version 1",
+                fields.page_type
+            ));
+        };
+        let kind = match (fields.page_type, encoding) {
+            (DATA_PAGE, PLAIN) => PageKind::Plain,
+            (DATA_PAGE, PLAIN_DICTIONARY | RLE_DICTIONARY) => PageKind::Indexes,
+            (DICTIONARY_PAGE, PLAIN | PLAIN_DICTIONARY) => PageKind::Dictionary,
+            (page_type, _) => {
+                return Err(malformed!(
+                    "page of type {page_type} with encoding {encoding}, expected PLAIN"
+                ));
+            }
+        };
+        if fields.uncompressed != fields.compressed {
+            return Err(malformed!(
+                "page of {} bytes for {}, expected no compression",
+                fields.compressed,
+                fields.uncompressed
+            ));
+        }
+        Ok(PageHeader {
+            kind,
+            n_values: len(n_values)?,
+            header_len,
+            body_len: len(fields.compressed)?,
+        })
+    }
+}
+
+/// How far a page of any encoding reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PageSpan {
+    /// Rows of the page; a dictionary page has none.
+    pub(crate) n_rows: u64,
+    header_len: usize,
+    body_len: usize,
+}
+
+impl PageSpan {
+    /// Reads the header at the start of `bytes`.
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, Malformed> {
+        let (fields, header_len) = Fields::parse(bytes)?;
+        let n_rows = match (fields.page_type, fields.values) {
+            (DICTIONARY_PAGE, _) => 0,
+            (DATA_PAGE, Some((n_values, _))) if n_values > 0 => n_values as u64,
+            (page_type, values) => {
+                return Err(malformed!(
+                    "page of type {page_type} with {} values",
+                    values.map_or(0, |(n, _)| n)
+                ));
+            }
+        };
+        Ok(PageSpan {
+            n_rows,
+            header_len,
+            body_len: len(fields.compressed)?,
+        })
+    }
+
+    /// Bytes of header and body.
+    pub(crate) fn n_bytes(&self) -> Option<usize> {
+        self.header_len.checked_add(self.body_len)
+    }
+}
+
+/// A page header as it stands there.
+struct Fields {
+    page_type: i32,
+    uncompressed: i32,
+    compressed: i32,
+    /// Number and encoding of the values, of a version 1 page.
+    values: Option<(i32, i32)>,
+}
+
+impl Fields {
+    /// The fields, and the bytes that they take.
+    fn parse(bytes: &[u8]) -> Result<(Self, usize), Malformed> {
         let mut cursor = Cursor::new(bytes);
         let (mut page_type, mut uncompressed, mut compressed, mut values) =
             (None, None, None, None);
@@ -63,36 +144,18 @@ impl PageHeader {
         else {
             return Err(malformed!("a page header without type or sizes"));
         };
-        let Some((n_values, encoding)) = values else {
-            return Err(malformed!(
-                "page of type {page_type}, expected a data page of version 1"
-            ));
+        let fields = Fields {
+            page_type,
+            uncompressed,
+            compressed,
+            values,
         };
-        let kind = match (page_type, encoding) {
-            (DATA_PAGE, PLAIN) => PageKind::Plain,
-            (DATA_PAGE, PLAIN_DICTIONARY | RLE_DICTIONARY) => PageKind::Indexes,
-            (DICTIONARY_PAGE, PLAIN | PLAIN_DICTIONARY) => PageKind::Dictionary,
-            _ => {
-                return Err(malformed!(
-                    "page of type {page_type} with encoding {encoding}, expected PLAIN"
-                ));
-            }
-        };
-        if uncompressed != compressed {
-            return Err(malformed!(
-                "page of {compressed} bytes for {uncompressed}, expected no compression"
-            ));
-        }
-        let len = |n: i32| {
-            usize::try_from(n).map_err(|_| malformed!("a page header with a length of {n}"))
-        };
-        Ok(PageHeader {
-            kind,
-            n_values: len(n_values)?,
-            header_len: cursor.position(),
-            body_len: len(compressed)?,
-        })
+        Ok((fields, cursor.position()))
     }
+}
+
+fn len(n: i32) -> Result<usize, Malformed> {
+    usize::try_from(n).map_err(|_| malformed!("a page header with a length of {n}"))
 }
 
 fn count_and_encoding(cursor: &mut Cursor<'_>) -> Result<(i32, i32), Malformed> {

@@ -47,7 +47,6 @@ struct Group {
     /// Where its first page of pictures begins in the file.
     base: u64,
     first_row: u32,
-    first_sample: u32,
 }
 
 /// A sample of a shard.
@@ -97,11 +96,9 @@ impl ShardIndex {
         };
         for group in footer.groups {
             let first_row = index.ends.len();
-            let first_sample = index.n_samples() as u32;
             index.groups.push(Group {
                 base: group.pictures.base,
                 first_row: first_row as u32,
-                first_sample,
             });
             index.ends.extend(group.pictures.ends);
             index.add_samples(columns, first_row..index.ends.len(), clips, most_name_bytes)?;
@@ -153,6 +150,11 @@ impl ShardIndex {
         Ok(())
     }
 
+    /// Name of the shard.
+    pub(crate) fn shard(&self) -> &str {
+        &self.shard
+    }
+
     /// Rows of the shard.
     pub fn n_rows(&self) -> u64 {
         self.ends.len() as u64
@@ -181,16 +183,6 @@ impl ShardIndex {
             label: (label != NO_LABEL).then_some(label),
             name: &self.names[name_start as usize..self.name_ends[at] as usize],
         })
-    }
-
-    /// The samples of each row group.
-    pub fn groups(&self) -> impl Iterator<Item = Range<u64>> {
-        let starts = self
-            .groups
-            .iter()
-            .map(|group| u64::from(group.first_sample));
-        let ends = starts.clone().skip(1).chain([self.n_samples()]);
-        starts.zip(ends).map(|(start, end)| start..end)
     }
 
     /// Where the page of a row's picture lies in the file.

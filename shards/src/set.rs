@@ -1,12 +1,13 @@
 //! A split of a shard set as one long list of samples, each picture one range read away.
 
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bytes::Bytes;
 
 use crate::columns::ShardColumns;
 use crate::error::{Error, Malformed, Result, malformed};
 use crate::footer::{FooterStep, ShardFooter, tail_range};
+use crate::group::{GroupPlace, LoadedGroup, Origin};
 use crate::manifest::{Manifest, ShardEntry};
 use crate::reader::{ShardIndex, index_columns};
 use crate::schema::{ClassName, Column, Kind};
@@ -34,6 +35,8 @@ pub struct GroupRef {
     pub first_sample: u64,
     /// Its samples.
     pub n_samples: u64,
+    /// Its bytes in the shard.
+    pub bytes: u64,
 }
 
 /// A split, opened for reading from many threads at once.
@@ -52,7 +55,7 @@ pub struct ShardSet {
 struct LazyShard {
     entry: ShardEntry,
     /// Or what is wrong with the shard, so that it is not read again for each of its samples.
-    index: OnceLock<std::result::Result<ShardIndex, Malformed>>,
+    index: OnceLock<std::result::Result<Arc<ShardIndex>, Malformed>>,
     /// Held while the index is read, so that it is read once. Where the store failed, the next who asks tries again.
     loading: Mutex<()>,
 }
@@ -176,25 +179,68 @@ impl ShardSet {
         index.picture(row, &page)
     }
 
-    /// The row groups of the split, in order. Reads the index of every shard.
+    /// The row groups of the split, in order, as the manifest has them.
+    pub fn groups(&self) -> Vec<GroupRef> {
+        let mut first_sample = 0;
+        let entries = self.shards.iter().flat_map(|shard| &shard.entry.groups);
+        entries
+            .map(|group| {
+                let first = first_sample;
+                first_sample += group.samples;
+                GroupRef {
+                    first_sample: first,
+                    n_samples: group.samples,
+                    bytes: group.bytes,
+                }
+            })
+            .collect()
+    }
+
+    /// Reads a whole row group by one request. It needs nothing else of its shard, unless its pages are damaged: then the
+    /// shard's index tells which of its rows are.
+    ///
+    /// * `number`: its place in [`ShardSet::groups`].
     ///
     /// # Errors
-    /// What reading an index met.
-    pub fn groups(&self) -> Result<Vec<GroupRef>> {
-        let mut groups = Vec::new();
-        for (shard, start) in self
-            .sample_starts
-            .iter()
-            .enumerate()
-            .take(self.shards.len())
-        {
-            let of_shard = self.index(shard)?.groups();
-            groups.extend(of_shard.map(|g| GroupRef {
-                first_sample: start + g.start,
-                n_samples: g.end - g.start,
-            }));
+    /// [`Error::OutOfRange`], [`Error::Shard`], or the store's error.
+    pub fn load_group(&self, number: usize) -> Result<LoadedGroup> {
+        let (shard, place) = self.group_place(number)?;
+        let bytes = self.store.read_range(place.shard, place.range.clone())?;
+        match LoadedGroup::walk(&place, bytes.clone()) {
+            Err(Error::Shard { .. } | Error::Row { .. }) => {
+                let index = Arc::clone(self.index(shard)?);
+                Ok(LoadedGroup::indexed(&place, index, bytes))
+            }
+            loaded => loaded,
         }
-        Ok(groups)
+    }
+
+    fn group_place(&self, number: usize) -> Result<(usize, GroupPlace<'_>)> {
+        let mut before = number;
+        for (shard, LazyShard { entry, .. }) in self.shards.iter().enumerate() {
+            let Some(group) = entry.groups.get(before) else {
+                before -= entry.groups.len();
+                continue;
+            };
+            let earlier = &entry.groups[..before];
+            let place = GroupPlace {
+                shard: &entry.name,
+                kind: self.manifest.kind,
+                range: entry.group_ranges().nth(before).unwrap_or_default(),
+                before: Origin {
+                    row: earlier.iter().map(|group| group.rows).sum(),
+                    sample: earlier.iter().map(|group| group.samples).sum(),
+                },
+                n_rows: group.rows,
+                n_samples: group.samples,
+            };
+            return Ok((shard, place));
+        }
+        Err(Error::OutOfRange {
+            what: "row group",
+            index: number as u64,
+            len: (number - before) as u64,
+        })
     }
 
     /// The footer and some columns of a shard, for whoever wants to look at rows; nothing of it is kept.
@@ -219,7 +265,7 @@ impl ShardSet {
         self.shards
             .iter()
             .filter_map(|shard| shard.index.get()?.as_ref().ok())
-            .map(ShardIndex::memory_bytes)
+            .map(|index| index.memory_bytes())
             .sum()
     }
 
@@ -236,7 +282,7 @@ impl ShardSet {
         Ok((shard, idx - self.sample_starts[shard]))
     }
 
-    fn index(&self, shard: usize) -> Result<&ShardIndex> {
+    fn index(&self, shard: usize) -> Result<&Arc<ShardIndex>> {
         let LazyShard {
             entry,
             index,
@@ -250,7 +296,7 @@ impl ShardSet {
                     Some(known) => known,
                     None => {
                         let read = read_index(&self.store, self.manifest.kind, entry)?;
-                        index.get_or_init(|| read)
+                        index.get_or_init(|| read.map(Arc::new))
                     }
                 }
             }

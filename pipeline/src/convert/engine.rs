@@ -194,6 +194,7 @@ impl Writer<'_> {
             image_bytes: counts.image_bytes,
             bytes: written.bytes,
             sha256: written.sha256,
+            groups: counts.groups,
             items: items.len() as u64,
             source_bytes,
             skipped,

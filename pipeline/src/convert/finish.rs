@@ -199,6 +199,7 @@ impl Shards {
             samples: record.samples,
             bytes: record.bytes,
             sha256: record.sha256,
+            groups: record.groups,
         };
         let shards = records.into_iter().enumerate().map(entry).collect();
         Ok((SplitManifest { shards }, report))

@@ -40,6 +40,8 @@ pub(crate) struct Record {
     /// Size of the shard.
     pub bytes: u64,
     pub sha256: String,
+    /// Its row groups.
+    pub groups: Vec<shards::GroupEntry>,
     /// Items looked at, and their size in the source.
     pub items: u64,
     pub source_bytes: u64,

@@ -44,13 +44,7 @@ fn write_set(kind: Kind) -> tempfile::TempDir {
         }
         let (out, counts) = writer.finish().unwrap();
         let written = out.commit().unwrap();
-        split.shards.push(ShardEntry {
-            name,
-            rows: counts.rows,
-            samples: counts.samples,
-            bytes: written.bytes,
-            sha256: written.sha256,
-        });
+        split.shards.push(ShardEntry::new(name, counts, written));
     }
     let splits = BTreeMap::from([("train".to_owned(), split)]);
     let (options, skipped) = (serde_json::Map::new(), Skipped::default());

@@ -94,6 +94,7 @@ impl<'a> ShardCheck<'a> {
         let footer = read_footer(self.store, self.entry)?;
         check_footer(&footer, kind, self.entry).map_err(in_shard)?;
         self.check_split(&footer);
+        self.check_groups(&footer);
         let wanted: Vec<Column> = Column::of(kind)
             .iter()
             .copied()
@@ -129,6 +130,29 @@ impl<'a> ShardCheck<'a> {
                     "of split {:?}, expected {:?}",
                     split.unwrap_or_default(),
                     self.split
+                ),
+            );
+        }
+    }
+
+    /// Readers of whole row groups take their places from the manifest.
+    fn check_groups(&mut self, footer: &ShardFooter) {
+        let listed = self.entry.groups.iter().zip(self.entry.group_ranges());
+        let listed: Vec<_> = listed.map(|(g, range)| (g.rows, range)).collect();
+        let found: Vec<_> = footer.group_places().collect();
+        if let Some(group) =
+            (0..listed.len().max(found.len())).find(|&g| listed.get(g) != found.get(g))
+        {
+            let show = |group: Option<&(u64, Range<u64>)>| match group {
+                Some((rows, range)) => format!("{rows} rows in bytes {range:?}"),
+                None => "nothing".to_owned(),
+            };
+            self.note(
+                None,
+                format!(
+                    "row group {group}: {}, expected {} as in the manifest",
+                    show(found.get(group)),
+                    show(listed.get(group))
                 ),
             );
         }

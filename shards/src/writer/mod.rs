@@ -15,6 +15,7 @@ use parquet::file::writer::SerializedFileWriter;
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
+use crate::manifest::GroupEntry;
 use crate::schema::{ClassName, ClipRow, Column, ImageRow, Kind, MAX_NAME_BYTES, parquet_schema};
 use columns::{Row, mismatch, properties, write_column};
 
@@ -43,7 +44,7 @@ pub struct ShardSpec {
 }
 
 /// What a shard holds.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ShardCounts {
     /// Rows: images, or frames.
     pub rows: u64,
@@ -51,6 +52,8 @@ pub struct ShardCounts {
     pub samples: u64,
     /// Bytes of all pictures.
     pub image_bytes: u64,
+    /// The row groups in order.
+    pub groups: Vec<GroupEntry>,
 }
 
 /// Writes one shard. The bytes depend on the rows and the [`ShardSpec`] alone.
@@ -266,7 +269,15 @@ impl<W: Write + Send> ShardWriter<W> {
         }
         let rows = std::mem::take(&mut self.group);
         self.group_bytes = 0;
-        self.write_group(&rows).map_err(write_error)
+        let start = self.file.bytes_written() as u64;
+        self.write_group(&rows).map_err(write_error)?;
+        let before: u64 = self.counts.groups.iter().map(|group| group.samples).sum();
+        self.counts.groups.push(GroupEntry {
+            rows: rows.len() as u64,
+            samples: self.counts.samples - before,
+            bytes: self.file.bytes_written() as u64 - start,
+        });
+        Ok(())
     }
 
     fn write_group(&mut self, rows: &[Row]) -> std::result::Result<(), ParquetError> {

@@ -4,6 +4,7 @@
 
 mod alloc;
 mod earlier;
+mod groups;
 mod hostile;
 mod ranges;
 mod round_trip;

@@ -114,13 +114,7 @@ pub fn set(kind: Kind, n_shards: usize, n: u64) -> TempDir {
         push_samples(&mut writer, kind, i as u64 * n, n);
         let (out, counts) = writer.finish().unwrap();
         let written = out.commit().unwrap();
-        split.shards.push(ShardEntry {
-            name,
-            rows: counts.rows,
-            samples: counts.samples,
-            bytes: written.bytes,
-            sha256: written.sha256,
-        });
+        split.shards.push(ShardEntry::new(name, counts, written));
     }
     manifest(kind, split).write(&store).unwrap();
     dir

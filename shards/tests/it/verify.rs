@@ -121,10 +121,30 @@ fn truncated_missing_swapped_and_strange_files_are_named() {
 #[test]
 fn counts_that_do_not_fit_are_named() {
     let dir = set(Kind::Clips, 2, 10);
-    change_manifest(dir.path(), |shards| shards[0].samples -= 1);
+    change_manifest(dir.path(), |shards| {
+        shards[0].samples -= 1;
+        shards[0].groups[0].samples -= 1;
+    });
     assert!(findings(dir.path())[0].contains("10 samples, expected 9"));
-    change_manifest(dir.path(), |shards| shards[0].rows += 1);
+    change_manifest(dir.path(), |shards| {
+        shards[0].rows += 1;
+        shards[0].groups[0].rows += 1;
+    });
     assert!(findings(dir.path())[0].contains("as in the manifest"));
+}
+
+#[test]
+fn row_groups_elsewhere_than_the_manifest_says_are_named() {
+    let dir = set(Kind::Images, 1, 10);
+    change_manifest(dir.path(), |shards| {
+        shards[0].groups[0].bytes += 5;
+        shards[0].groups[1].bytes -= 5;
+    });
+    let found = findings(dir.path());
+    assert!(
+        found[0].contains("row group 0") && found[0].contains("bytes 4.."),
+        "{found:?}"
+    );
 }
 
 #[test]

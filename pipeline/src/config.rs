@@ -25,9 +25,15 @@ pub struct DataConfig {
     pub order: Option<OrderKind>,
     /// Row groups shuffled together under `order = "blocks"`.
     pub window_groups: usize,
+    /// Whether single pictures are read or whole row groups; absent: what fetches fewer bytes from a bucket, and single
+    /// pictures from a disk. It changes nothing in the batches.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub read: Option<ReadKind>,
+    /// Memory for row groups that are read ahead, in MiB.
+    pub read_ahead_mib: u64,
     /// Threads that decode and cut views; 0: one less than the cores given, at least 1.
     pub threads: usize,
-    /// Threads that read from the store; 0: 1 for a disk, 16 for a bucket.
+    /// Reads under way at once; 0: 1 for a disk, and for a bucket 64 of single pictures or 8 of row groups.
     pub io_threads: usize,
     /// Batches being made or waiting beyond the one in use.
     pub prefetch_batches: usize,
@@ -79,6 +85,8 @@ impl Default for DataConfig {
             batch_size: 256,
             order: None,
             window_groups: 16,
+            read: None,
+            read_ahead_mib: 1024,
             threads: 0,
             io_threads: 0,
             prefetch_batches: 2,
@@ -113,6 +121,16 @@ pub enum OrderKind {
     Blocks,
     /// As stored, the same each epoch.
     Sequential,
+}
+
+/// What is read at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReadKind {
+    /// The pictures that the views need, each by itself.
+    Pages,
+    /// Whole row groups, each at most once an epoch.
+    Groups,
 }
 
 /// What one sample becomes.
@@ -356,6 +374,7 @@ impl DataConfig {
         for (name, value) in [
             ("data.batch_size", self.batch_size as u64),
             ("data.window_groups", self.window_groups as u64),
+            ("data.read_ahead_mib", self.read_ahead_mib),
             ("data.prefetch_batches", self.prefetch_batches as u64),
             ("data.repeated_sampling", self.repeated_sampling),
             ("data.min_gap", u64::from(self.min_gap)),

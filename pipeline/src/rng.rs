@@ -38,6 +38,8 @@ pub enum Purpose {
     Augment = 11,
     /// Order in which a conversion lays its items out.
     Layout = 12,
+    /// Which samples come once more in an epoch.
+    Extra = 13,
 }
 
 /// Random numbers of one sample for one purpose: ChaCha with 8 rounds, its 256-bit key being the four numbers.

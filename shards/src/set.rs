@@ -114,6 +114,11 @@ impl ShardSet {
         self.sample_starts.last().copied().unwrap_or_default()
     }
 
+    /// Rows of the split: images, or frames.
+    pub fn n_rows(&self) -> u64 {
+        self.shards.iter().map(|shard| shard.entry.rows).sum()
+    }
+
     /// Shards of the split.
     pub fn n_shards(&self) -> u32 {
         self.shards.len() as u32
@@ -162,21 +167,40 @@ impl ShardSet {
     /// # Errors
     /// [`Error::Row`] if the picture is damaged, [`Error::OutOfRange`], or the store's error.
     pub fn picture(&self, idx: u64, frame: u32) -> Result<Bytes> {
+        let (shard, index, [row]) = self.rows(idx, [frame])?;
+        let page = self.store.read_range(shard, index.picture_range(row)?)?;
+        index.picture(row, &page)
+    }
+
+    /// Two frames of a clip as [`ShardSet::picture`] gives them; a remote store is asked for both at once.
+    ///
+    /// # Errors
+    /// As [`ShardSet::picture`].
+    pub fn pair(&self, idx: u64, frames: [u32; 2]) -> Result<[Bytes; 2]> {
+        let (shard, index, [first, second]) = self.rows(idx, frames)?;
+        let ranges = [index.picture_range(first)?, index.picture_range(second)?];
+        let [one, two] = self.store.read_pair(shard, ranges)?;
+        Ok([index.picture(first, &one)?, index.picture(second, &two)?])
+    }
+
+    /// Name and index of a sample's shard, and the rows of some of its frames.
+    fn rows<const N: usize>(
+        &self,
+        idx: u64,
+        frames: [u32; N],
+    ) -> Result<(&str, &ShardIndex, [u64; N])> {
         let (shard, within) = self.locate(idx)?;
         let index = self.index(shard)?;
         let sample = index.sample(within)?;
-        if frame >= sample.n_frames {
+        if let Some(beyond) = frames.iter().find(|&&frame| frame >= sample.n_frames) {
             return Err(Error::OutOfRange {
                 what: "frame",
-                index: u64::from(frame),
+                index: u64::from(*beyond),
                 len: u64::from(sample.n_frames),
             });
         }
-        let row = sample.first_row + u64::from(frame);
-        let page = self
-            .store
-            .read_range(&self.shards[shard].entry.name, index.picture_range(row)?)?;
-        index.picture(row, &page)
+        let rows = frames.map(|frame| sample.first_row + u64::from(frame));
+        Ok((&self.shards[shard].entry.name, index, rows))
     }
 
     /// The row groups of the split, in order, as the manifest has them.

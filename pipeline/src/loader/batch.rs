@@ -332,7 +332,7 @@ impl Window {
 }
 
 /// A panic in another thread is reported on its own way; the data behind the lock stays consistent.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

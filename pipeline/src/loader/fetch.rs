@@ -1,11 +1,13 @@
-//! The waiting stage: reads the encoded pictures that a sample's views need, and no others.
+//! The waiting stage: reads the encoded pictures that a sample's views need, each by itself or out of a row group that
+//! was read whole.
 
 use bytes::Bytes;
 use crossbeam_channel::Sender;
 
 use crate::error::Error;
 use crate::loader::batch::Place;
-use crate::loader::source::Sample;
+use crate::loader::read_ahead::ReadAhead;
+use crate::loader::source::{Pictures, Sample};
 use crate::loader::stats::Stopwatch;
 use crate::loader::{Shared, guarded};
 use crate::views::{Frames, SampleKey};
@@ -60,8 +62,16 @@ pub(super) fn run(shared: &Shared, fetched: &Sender<Delivery>) {
             epoch: place.slot.at.epoch,
             sample: place.sample,
         };
-        let outcome = guarded("fetch", || fetch(shared, key))
-            .unwrap_or_else(|panic| Err(Trouble::Fatal(panic)));
+        let outcome = guarded("fetch", || match &shared.read_ahead {
+            None => fetch(shared, key),
+            Some(ahead) => {
+                let index = shared.order.index(key.sample);
+                let group = ahead.group(key.epoch, place.position, index);
+                shared.fetch.add_waiting_in(watch.lap());
+                fetch_from(shared, group.map_err(Trouble::Fatal)?.as_ref(), key)
+            }
+        })
+        .unwrap_or_else(|panic| Err(Trouble::Fatal(panic)));
         shared.fetch.count_item();
         shared.fetch.add_busy(watch.lap());
         if fetched.send((place, outcome)).is_err() {
@@ -71,11 +81,41 @@ pub(super) fn run(shared: &Shared, fetched: &Sender<Delivery>) {
     }
 }
 
-/// Reads what the views of one sample need.
+/// Body of a thread that reads whole row groups ahead, until the loader stops.
+pub(super) fn run_ahead(shared: &Shared, ahead: &ReadAhead) {
+    let mut watch = Stopwatch::start();
+    while ahead.read_one(|group| {
+        shared.read.add_waiting_out(watch.lap());
+        let loaded = guarded("read", || shared.source.load_group(group));
+        let loaded = loaded.and_then(|loaded| loaded.map_err(Error::from));
+        shared.count_read(shared.order.groups()[group].bytes);
+        shared.read.count_item();
+        shared.read.add_busy(watch.lap());
+        loaded
+    }) {}
+}
+
+/// Reads what the views of one sample need, picture by picture.
 pub(super) fn fetch(shared: &Shared, key: SampleKey) -> Result<Fetched, Trouble> {
-    let index = key.sample / shared.repeats;
-    let sample = shared
-        .source
+    let fetched = fetch_from(shared, shared.source.as_ref(), key)?;
+    shared.count_read(
+        fetched
+            .pages
+            .as_slice()
+            .iter()
+            .map(|p| p.len() as u64)
+            .sum(),
+    );
+    Ok(fetched)
+}
+
+fn fetch_from(
+    shared: &Shared,
+    pictures: &dyn Pictures,
+    key: SampleKey,
+) -> Result<Fetched, Trouble> {
+    let index = shared.order.index(key.sample);
+    let sample = pictures
         .sample(index)
         .map_err(|error| trouble(None, error))?;
     let Some(frames) = shared.views.frames(key, sample.n_frames) else {
@@ -88,21 +128,14 @@ pub(super) fn fetch(shared: &Shared, key: SampleKey) -> Result<Fetched, Trouble>
             reason,
         });
     };
-    let read = |frame| {
-        let page = shared
-            .source
-            .picture(index, frame)
-            .map_err(|error| trouble(Some(&sample.key), error))?;
-        shared
-            .bytes_read
-            .fetch_add(page.len() as u64, std::sync::atomic::Ordering::Relaxed);
-        Ok(page)
-    };
     let pages = match frames {
-        Frames::One(frame) => Pages::One(read(frame)?),
-        Frames::Two([first, second]) => Pages::Two([read(first)?, read(second)?]),
+        Frames::One(frame) => pictures.picture(index, frame).map(Pages::One),
+        Frames::Two(frames) => pictures.pair(index, frames).map(Pages::Two),
     };
-    Ok(Fetched { key, sample, pages })
+    match pages {
+        Ok(pages) => Ok(Fetched { key, sample, pages }),
+        Err(error) => Err(trouble(Some(&sample.key), error)),
+    }
 }
 
 fn trouble(key: Option<&str>, error: shards::Error) -> Trouble {

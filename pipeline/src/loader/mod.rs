@@ -1,11 +1,12 @@
 //! Shards in, batches of views out: the same batches for any number of threads and ranks and after any resume.
 //!
 //! Reading order: [`order`] (which sample stands at which position), [`state`] (which positions a batch holds),
-//! [`source`] (where pictures come from), `fetch` and `stage` (the two stages), [`batch`] (batches filled out of order
-//! and handed out in order), [`stats`].
+//! [`source`] (where pictures come from), [`plan`] (how they are read), `read_ahead`, `fetch` and `stage` (the stages),
+//! [`batch`] (batches filled out of order and handed out in order), [`stats`].
 //!
 //! ```text
 //! order -> fetch (threads that wait) -> bounded queue -> views (threads that compute: decode + cut) -> batch in its place
+//!            ^ read (whole row groups ahead, where they are worth it)
 //! ```
 //!
 //! - At most `prefetch_batches` batches are being made or waiting, so memory is bounded whatever the consumer does.
@@ -16,13 +17,16 @@
 pub mod batch;
 mod fetch;
 pub mod order;
+pub mod plan;
+mod read_ahead;
 pub mod source;
 mod stage;
 pub mod state;
 pub mod stats;
 
 pub use batch::Batch;
-pub use source::{Sample, Source};
+pub use plan::ReadPlan;
+pub use source::{Pictures, Sample, Source};
 pub use state::{LoaderState, Rank};
 pub use stats::{BadSample, LoaderStats, StageStats};
 
@@ -33,11 +37,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use crate::config::{DataConfig, OrderKind};
+use crate::config::{DataConfig, ReadKind};
 use crate::error::{Error, Result};
 use crate::views::Views;
 use batch::{BatchShape, Window};
-use order::Order;
+use order::{Order, Part};
+use read_ahead::ReadAhead;
 use state::Batching;
 use stats::{Clock, StageCounters};
 
@@ -46,6 +51,7 @@ use stats::{Clock, StageCounters};
 pub struct Loader {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
+    n_read_threads: usize,
     n_fetch_threads: usize,
     batching: Batching,
     next: LoaderState,
@@ -68,10 +74,12 @@ struct HandedOut {
 struct Shared {
     source: Arc<dyn Source>,
     views: Views,
+    order: Order,
     window: Window,
+    /// Where whole row groups are read.
+    read_ahead: Option<ReadAhead>,
     seed: u64,
-    n_ids: u64,
-    repeats: u64,
+    read: StageCounters,
     fetch: StageCounters,
     compute: StageCounters,
     decode: Clock,
@@ -83,8 +91,22 @@ impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Shared")
             .field("views", &self.views)
-            .field("n_ids", &self.n_ids)
+            .field("order", &self.order)
             .finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    fn count_read(&self, bytes: u64) {
+        self.bytes_read.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Ends the loader: nobody waits any longer, and the caller gets `failure` if there is one.
+    fn stop(&self, failure: Option<Error>) {
+        self.window.stop(failure);
+        if let Some(ahead) = &self.read_ahead {
+            ahead.stop();
+        }
     }
 }
 
@@ -124,9 +146,11 @@ impl Loader {
             });
         }
         let order = open_order(source.as_ref(), config, seed)?;
-        let n_ids = order.n_ids();
-        let batching = Batching::new(n_ids, config.batch_size as u64, rank)?;
+        let batching = Batching::new(order.n_positions(), config.batch_size as u64, rank)?;
         let start = batching.start(start)?;
+        let plan = ReadPlan::new(config, source.as_ref(), &order, rank)?;
+        let read_ahead = (plan.read == ReadKind::Groups)
+            .then(|| ReadAhead::new(order.clone(), batching, plan.budget_bytes, start));
         let shape = BatchShape {
             n_samples: batching.local_batch_size(),
             n_views: views.n_views(),
@@ -136,10 +160,17 @@ impl Loader {
         let shared = Arc::new(Shared {
             source,
             views,
-            window: Window::new(order, batching, shape, config.prefetch_batches, start),
+            window: Window::new(
+                order.clone(),
+                batching,
+                shape,
+                config.prefetch_batches,
+                start,
+            ),
+            order,
+            read_ahead,
             seed,
-            n_ids,
-            repeats: config.repeated_sampling,
+            read: StageCounters::default(),
             fetch: StageCounters::default(),
             compute: StageCounters::default(),
             decode: Clock::default(),
@@ -149,7 +180,8 @@ impl Loader {
         let mut loader = Self {
             shared,
             threads: Vec::new(),
-            n_fetch_threads: fetch_threads(config),
+            n_read_threads: plan.read_threads,
+            n_fetch_threads: plan.fetch_threads,
             batching,
             next: start,
             started: Instant::now(),
@@ -162,6 +194,13 @@ impl Loader {
 
     /// Starts both stages; on an error the loader's drop ends those that did start.
     fn start_threads(&mut self, n_compute_threads: usize) -> Result<()> {
+        for number in 0..self.n_read_threads {
+            self.start_thread(format!("read-{number}"), |shared| {
+                if let Some(ahead) = &shared.read_ahead {
+                    fetch::run_ahead(shared, ahead);
+                }
+            })?;
+        }
         let (sender, receiver) = crossbeam_channel::bounded(QUEUE_PER_WORKER * n_compute_threads);
         for number in 0..self.n_fetch_threads {
             let sender = sender.clone();
@@ -188,7 +227,7 @@ impl Loader {
             .name(name)
             .spawn(move || {
                 if let Err(panic) = guarded("loader", || body(&shared)) {
-                    shared.window.stop(Some(panic));
+                    shared.stop(Some(panic));
                 }
             })
             .map_err(|source| Error::Thread { source })?;
@@ -220,7 +259,7 @@ impl Loader {
             })
         });
         if let Some(failure) = failure {
-            self.shared.window.stop(None);
+            self.shared.stop(None);
             return Err(failure);
         }
         self.handed_out.batches += 1;
@@ -247,12 +286,15 @@ impl Loader {
     /// What the loader did so far.
     pub fn stats(&self) -> LoaderStats {
         let shared = &self.shared;
-        let n_compute_threads = self.threads.len() - self.n_fetch_threads;
+        let n_compute_threads = self.threads.len() - self.n_read_threads - self.n_fetch_threads;
+        let reading =
+            (self.n_read_threads > 0).then(|| shared.read.read("read", self.n_read_threads));
+        let others = [
+            shared.fetch.read("fetch", self.n_fetch_threads),
+            shared.compute.read("views", n_compute_threads),
+        ];
         LoaderStats {
-            stages: vec![
-                shared.fetch.read("fetch", self.n_fetch_threads),
-                shared.compute.read("views", n_compute_threads),
-            ],
+            stages: reading.into_iter().chain(others).collect(),
             decode_s: shared.decode.seconds(),
             views_s: shared.render.seconds(),
             bytes_read: shared.bytes_read.load(Ordering::Relaxed),
@@ -270,7 +312,7 @@ impl Drop for Loader {
     fn drop(&mut self) {
         // Readers waiting for room wake up and leave; workers leave after the sample in hand, whereupon readers waiting
         // to hand something over find nobody there.
-        self.shared.window.stop(None);
+        self.shared.stop(None);
         for thread in self.threads.drain(..) {
             // A panic was caught and reported inside of the thread.
             let _ = thread.join();
@@ -280,17 +322,6 @@ impl Drop for Loader {
 
 /// Fetched samples that wait for each computing thread: enough to ride out uneven reads.
 const QUEUE_PER_WORKER: usize = 8;
-
-/// Readers of a bucket, where a read takes tens of milliseconds; one keeps up with any number of workers on a disk.
-const REMOTE_FETCH_THREADS: usize = 16;
-
-fn fetch_threads(config: &DataConfig) -> usize {
-    match config.io_threads {
-        0 if shards::is_remote(&config.path) => REMOTE_FETCH_THREADS,
-        0 => 1,
-        n => n,
-    }
-}
 
 /// Asked for, or one less than the cores that affinity and cgroup limits leave.
 fn compute_threads(config: &DataConfig) -> usize {
@@ -303,19 +334,18 @@ fn compute_threads(config: &DataConfig) -> usize {
 }
 
 fn open_order(source: &dyn Source, config: &DataConfig, seed: u64) -> Result<Order> {
-    let kind = config.order_in_force();
-    let groups = if kind == OrderKind::Blocks {
-        source.groups()?
-    } else {
-        Vec::new()
+    let part = Part {
+        n_samples: source.n_samples(),
+        visits: config.repeated_sampling as f64,
     };
-    let (n_samples, repeats) = (source.n_samples(), config.repeated_sampling);
-    Order::new(seed, kind, n_samples, repeats, groups, config.window_groups).ok_or_else(|| {
+    let kind = config.order_in_force();
+    Order::new(seed, kind, &[part], source.groups(), config.window_groups).ok_or_else(|| {
         Error::Invalid {
             name: "data.repeated_sampling",
-            value: repeats.to_string(),
+            value: config.repeated_sampling.to_string(),
             expected: format!(
-                "at most 2^62 visits of {n_samples} samples, all of them in row groups"
+                "at most 2^62 visits of {} samples, all of them in row groups",
+                source.n_samples()
             ),
         }
     })

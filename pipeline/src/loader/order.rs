@@ -1,8 +1,10 @@
 //! In which order an epoch visits the samples: a pure function of (seed, epoch, position).
 //!
-//! A *sample id* is `index in the split * repeated_sampling + repetition`; an epoch visits every id exactly once, so
-//! each sample comes up `repeated_sampling` times, each time with randomness of its own.
+//! A *sample id* names one visit of a sample: ids number the visits through, sample after sample. Each id has
+//! randomness of its own. An epoch visits every id once, or, of a part with a broken number of visits such as 1.5, every
+//! first visit and a share of the last ones that changes from epoch to epoch.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::config::OrderKind;
@@ -11,10 +13,21 @@ use crate::rng::{Purpose, SampleRng};
 /// Samples stored side by side, as a row group holds them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Group {
-    /// Index of its first sample in the split.
+    /// Index of its first sample in the source.
     pub first_sample: u64,
     /// Samples in it.
     pub n_samples: u64,
+    /// Bytes that reading it takes.
+    pub bytes: u64,
+}
+
+/// Samples that are visited equally often, as those of one source of a mixture.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Part {
+    /// Their number; the parts' samples are numbered through.
+    pub n_samples: u64,
+    /// Visits of each of them in an epoch, on average.
+    pub visits: f64,
 }
 
 /// The order of all epochs of a run.
@@ -22,53 +35,155 @@ pub struct Group {
 pub struct Order {
     seed: u64,
     kind: OrderKind,
+    parts: Arc<[PartPlan]>,
+    n_positions: u64,
     n_ids: u64,
-    repeats: u64,
     groups: Arc<[Group]>,
     window_groups: usize,
 }
 
+/// A part and what comes before it.
+#[derive(Debug, Clone, Copy)]
+struct PartPlan {
+    first_sample: u64,
+    n_samples: u64,
+    first_position: u64,
+    first_id: u64,
+    /// Visits that every sample gets.
+    whole: u64,
+    /// Samples that get one visit more.
+    extra: u64,
+}
+
+impl PartPlan {
+    fn n_positions(&self) -> Option<u64> {
+        self.n_samples
+            .checked_mul(self.whole)?
+            .checked_add(self.extra)
+    }
+
+    fn ids_per_sample(&self) -> u64 {
+        self.whole + u64::from(self.extra > 0)
+    }
+
+    /// How many of the part's first `n` samples get one visit more, where they are spread evenly over the groups.
+    fn extra_before(&self, n: u64) -> u64 {
+        (u128::from(self.extra) * u128::from(n) / u128::from(self.n_samples.max(1))) as u64
+    }
+
+    /// The id of visit `visit` of the sample at `within`, counted in the part.
+    fn id(&self, within: u64, visit: u64) -> u64 {
+        self.first_id + within * self.ids_per_sample() + visit
+    }
+}
+
+/// Samples of a part that are permuted by themselves: all of them, or those of a group.
+#[derive(Debug, Clone, Copy)]
+struct Stretch {
+    part: PartPlan,
+    /// First sample, counted in the part.
+    first: u64,
+    n_samples: u64,
+    /// Samples among them that get one visit more.
+    extra: u64,
+    /// Number that keys the choice of those.
+    key: u64,
+}
+
+impl Stretch {
+    fn n_positions(&self) -> u64 {
+        self.n_samples * self.part.whole + self.extra
+    }
+}
+
 impl Order {
-    /// For `n_samples` visited `repeats` times an epoch; `groups` and `window_groups` matter to [`OrderKind::Blocks`]
-    /// alone. `None` if `n_samples * repeats` exceeds 2^62 or the groups do not hold all samples.
+    /// For the samples of `parts`, which `groups` hold, each within one part.
+    ///
+    /// * `window_groups`: groups that are shuffled together; matters to [`OrderKind::Blocks`], and for what is read
+    ///   together to [`OrderKind::Sequential`].
+    ///
+    /// `None` if there are more than 2^62 visits, or the groups do not hold the samples one after the other.
     pub fn new(
         seed: u64,
         kind: OrderKind,
-        n_samples: u64,
-        repeats: u64,
+        parts: &[Part],
         groups: Vec<Group>,
         window_groups: usize,
     ) -> Option<Self> {
-        let n_ids = n_samples.checked_mul(repeats).filter(|&n| n <= 1 << 62)?;
+        let (mut n_samples, mut n_positions, mut n_ids) = (0u64, 0u64, 0u64);
+        let mut plans = Vec::with_capacity(parts.len());
+        for part in parts {
+            let plan = PartPlan {
+                first_sample: n_samples,
+                n_samples: part.n_samples,
+                first_position: n_positions,
+                first_id: n_ids,
+                whole: part.visits as u64,
+                extra: (part.visits.fract() * part.n_samples as f64).round() as u64,
+            };
+            n_samples = n_samples.checked_add(plan.n_samples)?;
+            n_positions = n_positions.checked_add(plan.n_positions()?)?;
+            n_ids = plan
+                .n_samples
+                .checked_mul(plan.ids_per_sample())?
+                .checked_add(n_ids)
+                .filter(|&n| n <= 1 << 62)?;
+            plans.push(plan);
+        }
         let groups: Arc<[Group]> = groups
             .into_iter()
             .filter(|group| group.n_samples > 0)
             .collect();
-        let complete = groups
-            .iter()
-            .try_fold(0u64, |sum, group| sum.checked_add(group.n_samples))
-            == Some(n_samples);
-        if kind == OrderKind::Blocks && !complete {
-            return None;
-        }
-        Some(Self {
+        let covered = groups.iter().try_fold(0u64, |next, group| {
+            let end = group.first_sample.checked_add(group.n_samples)?;
+            let within_one = plans
+                .iter()
+                .all(|part| part.first_sample <= group.first_sample || part.first_sample >= end);
+            (group.first_sample == next && within_one).then_some(end)
+        });
+        (covered == Some(n_samples)).then_some(Self {
             seed,
             kind,
+            parts: plans.into(),
+            n_positions,
             n_ids,
-            repeats,
             groups,
             window_groups: window_groups.max(1),
         })
     }
 
-    /// Sample ids an epoch visits.
+    /// Visits in an epoch.
+    pub fn n_positions(&self) -> u64 {
+        self.n_positions
+    }
+
+    /// Sample ids there are.
     pub fn n_ids(&self) -> u64 {
         self.n_ids
     }
 
-    /// Visits of each sample in an epoch.
-    pub fn repeats(&self) -> u64 {
-        self.repeats
+    /// Which sample of the source an id is a visit of.
+    pub fn index(&self, id: u64) -> u64 {
+        let at = self.parts.partition_point(|part| part.first_id <= id);
+        let Some(part) = self.parts[..at]
+            .iter()
+            .rfind(|part| part.n_samples * part.ids_per_sample() > 0)
+        else {
+            return id;
+        };
+        part.first_sample + (id - part.first_id) / part.ids_per_sample()
+    }
+
+    /// The groups, none of them empty; their places in it number them.
+    pub fn groups(&self) -> &[Group] {
+        &self.groups
+    }
+
+    /// Number of the group that holds a sample of the source.
+    pub fn group_of(&self, index: u64) -> usize {
+        self.groups
+            .partition_point(|group| group.first_sample <= index)
+            .saturating_sub(1)
     }
 
     /// The order of one epoch.
@@ -80,46 +195,77 @@ impl Order {
             )
         };
         let plan = match self.kind {
-            OrderKind::Sequential => Plan::Sequential,
-            OrderKind::Full => Plan::Full(permutation(self.n_ids, 0)),
-            OrderKind::Blocks => {
-                let groups = permutation(self.groups.len() as u64, 0);
+            OrderKind::Full => Plan::Full(permutation(self.n_positions, 0)),
+            OrderKind::Blocks | OrderKind::Sequential => {
+                let shuffled = self.kind == OrderKind::Blocks;
+                let groups = shuffled.then(|| permutation(self.groups.len() as u64, 0));
                 let mut start = 0;
                 let windows = (0..self.groups.len())
                     .step_by(self.window_groups)
                     .zip(1..)
                     .map(|(first_group, part)| {
-                        let n_ids = self
-                            .window(&groups, first_group)
-                            .map(|g| g.n_samples)
-                            .sum::<u64>()
-                            * self.repeats;
+                        let n_positions = self
+                            .window(groups.as_ref(), first_group)
+                            .map(|group| self.stretch(group).n_positions())
+                            .sum::<u64>();
                         let window = Window {
                             start,
                             first_group,
-                            ids: permutation(n_ids, part),
+                            within: shuffled.then(|| permutation(n_positions, part)),
                         };
-                        start += n_ids;
+                        start += n_positions;
                         window
                     })
                     .collect();
-                Plan::Blocks { groups, windows }
+                Plan::Windows { groups, windows }
             }
         };
         EpochOrder {
             order: self.clone(),
+            epoch,
             plan,
         }
     }
 
-    /// The groups of the window whose first one stands at `first_group` of the permuted groups.
-    fn window<'a>(
-        &'a self,
-        groups: &'a Permutation,
+    /// Endless stream of sample ids that stand in for the bad sample at `position` of an epoch.
+    pub fn substitutes(&self, epoch: u64, position: u64) -> impl Iterator<Item = u64> + use<> {
+        let mut rng = SampleRng::new(self.seed, epoch, position, Purpose::Substitute);
+        let n_ids = self.n_ids;
+        std::iter::repeat_with(move || rng.below(n_ids))
+    }
+
+    /// Numbers of the groups of the window whose first one stands at `first_group` of the epoch's groups.
+    fn window(
+        &self,
+        groups: Option<&Permutation>,
         first_group: usize,
-    ) -> impl Iterator<Item = &'a Group> {
+    ) -> impl Iterator<Item = usize> {
         let end = (first_group + self.window_groups).min(self.groups.len());
-        (first_group..end).filter_map(|at| self.groups.get(groups.apply(at as u64) as usize))
+        (first_group..end).map(move |at| match groups {
+            Some(permutation) => permutation.apply(at as u64) as usize,
+            None => at,
+        })
+    }
+
+    /// The samples of a group.
+    fn stretch(&self, group: usize) -> Stretch {
+        let Group {
+            first_sample,
+            n_samples,
+            ..
+        } = self.groups[group];
+        let at = self
+            .parts
+            .partition_point(|part| part.first_sample <= first_sample);
+        let part = self.parts[at - 1];
+        let first = first_sample - part.first_sample;
+        Stretch {
+            part,
+            first,
+            n_samples,
+            extra: part.extra_before(first + n_samples) - part.extra_before(first),
+            key: group as u64,
+        }
     }
 }
 
@@ -127,53 +273,107 @@ impl Order {
 #[derive(Debug, Clone)]
 pub struct EpochOrder {
     order: Order,
+    epoch: u64,
     plan: Plan,
 }
 
 #[derive(Debug, Clone)]
 enum Plan {
-    Sequential,
     Full(Permutation),
-    Blocks {
-        groups: Permutation,
+    Windows {
+        /// As stored, if there is none.
+        groups: Option<Permutation>,
         windows: Vec<Window>,
     },
 }
 
-/// Groups shuffled together.
+/// Groups that are visited together.
 #[derive(Debug, Clone)]
 struct Window {
     /// Position of its first sample in the epoch.
     start: u64,
-    /// Place of its first group among the permuted groups.
+    /// Place of its first group among the epoch's groups.
     first_group: usize,
-    ids: Permutation,
+    /// As stored, if there is none.
+    within: Option<Permutation>,
 }
 
 impl EpochOrder {
-    /// The sample id at `position`, which lies in `[0, n_ids)`.
+    /// The sample id at `position`, which lies in `[0, n_positions)`.
     pub fn sample(&self, position: u64) -> u64 {
         match &self.plan {
-            Plan::Sequential => position,
-            Plan::Full(permutation) => permutation.apply(position),
-            Plan::Blocks { groups, windows } => {
-                let at = windows
-                    .partition_point(|window| window.start <= position)
+            Plan::Full(permutation) => {
+                let at = permutation.apply(position);
+                let parts = &self.order.parts;
+                let number = parts
+                    .partition_point(|part| part.first_position <= at)
                     .saturating_sub(1);
-                let Some(window) = windows.get(at) else {
+                let part = parts[number];
+                let all = Stretch {
+                    part,
+                    first: 0,
+                    n_samples: part.n_samples,
+                    extra: part.extra,
+                    key: number as u64,
+                };
+                self.id(all, at - part.first_position)
+            }
+            Plan::Windows { groups, windows } => {
+                let Some(window) = self.window_at(position).and_then(|at| windows.get(at)) else {
                     return position;
                 };
-                let mut within = window.ids.apply(position - window.start);
-                for group in self.order.window(groups, window.first_group) {
-                    let n_ids = group.n_samples * self.order.repeats;
-                    if within < n_ids {
-                        return group.first_sample * self.order.repeats + within;
+                let mut within = position - window.start;
+                if let Some(permutation) = &window.within {
+                    within = permutation.apply(within);
+                }
+                for group in self.order.window(groups.as_ref(), window.first_group) {
+                    let stretch = self.order.stretch(group);
+                    if within < stretch.n_positions() {
+                        return self.id(stretch, within);
                     }
-                    within -= n_ids;
+                    within -= stretch.n_positions();
                 }
                 position
             }
         }
+    }
+
+    /// The window that `position` lies in; `None` under [`OrderKind::Full`], which has none.
+    pub fn window_at(&self, position: u64) -> Option<usize> {
+        match &self.plan {
+            Plan::Full(_) => None,
+            Plan::Windows { windows, .. } => windows
+                .partition_point(|window| window.start <= position)
+                .checked_sub(1),
+        }
+    }
+
+    /// Positions and groups of a window; `None` behind the last one.
+    pub fn window(&self, number: usize) -> Option<(Range<u64>, Vec<usize>)> {
+        let Plan::Windows { groups, windows } = &self.plan else {
+            return None;
+        };
+        let window = windows.get(number)?;
+        let next = windows.get(number + 1).map(|next| next.start);
+        let positions = window.start..next.unwrap_or(self.order.n_positions);
+        let groups = self.order.window(groups.as_ref(), window.first_group);
+        Some((positions, groups.collect()))
+    }
+
+    /// The id at `at` among a stretch's visits.
+    fn id(&self, stretch: Stretch, at: u64) -> u64 {
+        let whole = stretch.n_samples * stretch.part.whole;
+        let (within, visit) = match at.checked_sub(whole) {
+            None => (at / stretch.part.whole, at % stretch.part.whole),
+            // Which samples come once more is chosen anew in each epoch.
+            Some(at) => {
+                let mut rng =
+                    SampleRng::new(self.order.seed, self.epoch, stretch.key, Purpose::Extra);
+                let chosen = Permutation::new(stretch.n_samples, &mut rng).apply(at);
+                (chosen, stretch.part.whole)
+            }
+        };
+        stretch.part.id(stretch.first + within, visit)
     }
 }
 
@@ -231,12 +431,6 @@ fn mix(word: u64) -> u64 {
     word ^ (word >> 31)
 }
 
-/// Endless stream of sample ids that stand in for the bad sample at `position` of an epoch.
-pub fn substitutes(seed: u64, epoch: u64, position: u64, n_ids: u64) -> impl Iterator<Item = u64> {
-    let mut rng = SampleRng::new(seed, epoch, position, Purpose::Substitute);
-    std::iter::repeat_with(move || rng.below(n_ids))
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -249,6 +443,7 @@ mod tests {
             let group = Group {
                 first_sample,
                 n_samples,
+                bytes: n_samples,
             };
             first_sample += n_samples;
             group
@@ -256,13 +451,17 @@ mod tests {
         sizes.iter().map(group).collect()
     }
 
+    fn part(n_samples: u64, visits: f64) -> Part {
+        Part { n_samples, visits }
+    }
+
     fn order(kind: OrderKind, n: u64, repeats: u64) -> Order {
-        Order::new(11, kind, n, repeats, Vec::new(), 1).unwrap()
+        Order::new(11, kind, &[part(n, repeats as f64)], groups(&[n]), 1).unwrap()
     }
 
     fn ids(order: &Order, epoch: u64) -> Vec<u64> {
         let epoch = order.epoch(epoch);
-        (0..order.n_ids()).map(|p| epoch.sample(p)).collect()
+        (0..order.n_positions()).map(|p| epoch.sample(p)).collect()
     }
 
     proptest! {
@@ -288,16 +487,93 @@ mod tests {
             sizes in proptest::collection::vec(0u64..40, 1..30), repeats in 1u64..4, window in 1usize..6, epoch: u64,
         ) {
             let n: u64 = sizes.iter().sum();
-            let order = Order::new(3, OrderKind::Blocks, n, repeats, groups(&sizes), window).unwrap();
+            let order = Order::new(3, OrderKind::Blocks, &[part(n, repeats as f64)], groups(&sizes), window).unwrap();
             let mut ids = ids(&order, epoch);
             ids.sort_unstable();
             prop_assert!(ids.into_iter().eq(0..n * repeats));
         }
     }
 
+    proptest! {
+        #[test]
+        fn parts_are_visited_as_often_as_their_weight_says(
+            sizes in proptest::collection::vec(proptest::collection::vec(0u64..30, 1..6), 1..4),
+            visits in proptest::collection::vec(0.0f64..3.0, 4),
+            kind in proptest::sample::select(vec![OrderKind::Full, OrderKind::Blocks, OrderKind::Sequential]),
+            window in 1usize..4,
+        ) {
+            let parts: Vec<Part> = sizes.iter().zip(&visits).map(|(s, &v)| part(s.iter().sum(), v)).collect();
+            let order = Order::new(7, kind, &parts, groups(&sizes.concat()), window).unwrap();
+            let mut first_sample = 0;
+            for epoch in 0..2 {
+                let mut ids = ids(&order, epoch);
+                let at: Vec<u64> = ids.iter().map(|&id| order.index(id)).collect();
+                ids.sort_unstable();
+                ids.dedup();
+                prop_assert_eq!(ids.len() as u64, order.n_positions());
+                prop_assert!(ids.iter().all(|&id| id < order.n_ids()));
+                first_sample = 0;
+                for part in &parts {
+                    let samples = first_sample..first_sample + part.n_samples;
+                    let n = at.iter().filter(|index| samples.contains(index)).count() as f64;
+                    prop_assert!((n - part.n_samples as f64 * part.visits).abs() <= 0.5);
+                    for sample in samples.clone() {
+                        let n = at.iter().filter(|&&index| index == sample).count() as f64;
+                        prop_assert!((n - part.visits).abs() < 1.0, "{n} visits of {sample}");
+                    }
+                    first_sample = samples.end;
+                }
+            }
+            prop_assert_eq!(first_sample, sizes.concat().iter().sum::<u64>());
+        }
+
+        #[test]
+        fn windows_hold_the_groups_of_their_positions(
+            sizes in proptest::collection::vec(1u64..20, 1..20), visits in 0.3f64..2.5, window in 1usize..6,
+            kind in proptest::sample::select(vec![OrderKind::Blocks, OrderKind::Sequential]),
+        ) {
+            let parts = [part(sizes.iter().sum(), visits)];
+            let order = Order::new(7, kind, &parts, groups(&sizes), window).unwrap();
+            let epoch = order.epoch(3);
+            let mut next = 0;
+            for number in 0.. {
+                let Some((positions, groups)) = epoch.window(number) else { break };
+                prop_assert_eq!(positions.start, next);
+                prop_assert!(groups.len() <= window);
+                for position in positions.clone() {
+                    prop_assert_eq!(epoch.window_at(position), Some(number));
+                    prop_assert!(groups.contains(&order.group_of(order.index(epoch.sample(position)))));
+                }
+                next = positions.end;
+            }
+            prop_assert_eq!(next, order.n_positions());
+        }
+    }
+
+    #[test]
+    fn who_comes_once_more_changes_from_epoch_to_epoch() {
+        for kind in [OrderKind::Full, OrderKind::Blocks] {
+            let order = Order::new(7, kind, &[part(100, 0.5)], groups(&[25; 4]), 2).unwrap();
+            let chosen = |epoch| {
+                let mut ids = ids(&order, epoch);
+                ids.sort_unstable();
+                ids
+            };
+            assert_eq!((chosen(0).len(), chosen(0)), (50, chosen(0)));
+            assert_ne!(chosen(0), chosen(1));
+        }
+    }
+
     #[test]
     fn blocks_stay_within_their_window() {
-        let order = Order::new(5, OrderKind::Blocks, 1000, 2, groups(&[50; 20]), 4).unwrap();
+        let order = Order::new(
+            5,
+            OrderKind::Blocks,
+            &[part(1000, 2.0)],
+            groups(&[50; 20]),
+            4,
+        )
+        .unwrap();
         let ids = ids(&order, 1);
         for window in ids.chunks(4 * 50 * 2) {
             let groups: std::collections::BTreeSet<_> = window.iter().map(|id| id / 100).collect();
@@ -313,7 +589,8 @@ mod tests {
         let full = order(OrderKind::Full, 1000, 1);
         assert_eq!(ids(&full, 0), ids(&full, 0));
         assert_ne!(ids(&full, 0), ids(&full, 1));
-        let other = Order::new(12, OrderKind::Full, 1000, 1, Vec::new(), 1).unwrap();
+        let other =
+            Order::new(12, OrderKind::Full, &[part(1000, 1.0)], groups(&[1000]), 1).unwrap();
         assert_ne!(ids(&full, 0), ids(&other, 0));
         assert!(
             ids(&order(OrderKind::Sequential, 50, 2), 7)
@@ -369,16 +646,30 @@ mod tests {
 
     #[test]
     fn impossible_sizes_are_refused() {
-        assert!(Order::new(0, OrderKind::Full, 1 << 40, 1 << 40, Vec::new(), 1).is_none());
-        assert!(Order::new(0, OrderKind::Blocks, 10, 1, groups(&[5, 4]), 1).is_none());
-        assert!(Order::new(0, OrderKind::Blocks, 10, 1, groups(&[5, 5]), 1).is_some());
+        let made = |parts: &[Part], sizes: &[u64]| {
+            Order::new(0, OrderKind::Blocks, parts, groups(sizes), 1).is_some()
+        };
+        assert!(!made(&[part(1 << 40, (1u64 << 40) as f64)], &[1 << 40]));
+        assert!(!made(&[part(10, 1.0)], &[5, 4]));
+        assert!(made(&[part(10, 1.0)], &[5, 5]));
+        assert!(made(&[part(5, 1.0), part(5, 2.0)], &[5, 5]));
+        assert!(
+            !made(&[part(4, 1.0), part(6, 2.0)], &[5, 5]),
+            "a group of two parts"
+        );
     }
 
     #[test]
     fn substitutes_are_fixed_by_their_place() {
-        let first: Vec<_> = substitutes(1, 2, 3, 100).take(5).collect();
-        assert!(first.iter().all(|&id| id < 100));
-        assert_eq!(first, substitutes(1, 2, 3, 100).take(5).collect::<Vec<_>>());
-        assert_ne!(first, substitutes(1, 2, 4, 100).take(5).collect::<Vec<_>>());
+        let order = order(OrderKind::Full, 50, 2);
+        let first = |epoch, position| {
+            order
+                .substitutes(epoch, position)
+                .take(5)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(first(2, 3), first(2, 3));
+        assert_ne!(first(2, 3), first(2, 4));
+        assert!(first(0, 0).iter().all(|&id| id < 100));
     }
 }

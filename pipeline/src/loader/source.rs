@@ -15,15 +15,9 @@ pub struct Sample {
     pub key: String,
 }
 
-/// A set of samples, read by many threads at once. [`shards::ShardSet`] is one; tests and benches have others.
-pub trait Source: Send + Sync {
-    /// Samples in the split.
-    fn n_samples(&self) -> u64;
-
-    /// Whether samples are clips rather than images.
-    fn holds_clips(&self) -> bool;
-
-    /// What is known of sample `index`.
+/// Samples that can be read one by one, by many threads at once.
+pub trait Pictures: Send + Sync {
+    /// What is known of sample `index` of the source.
     ///
     /// # Errors
     /// [`shards::Error::Row`] if the sample alone is at fault, others if the set is.
@@ -35,22 +29,41 @@ pub trait Source: Send + Sync {
     /// As [`Self::sample`].
     fn picture(&self, index: u64, frame: u32) -> shards::Result<Bytes>;
 
-    /// Samples stored side by side, covering the split in order.
+    /// The encoded pictures of two frames of one sample, as [`Self::picture`] gives them; where reading takes time, both
+    /// at once.
     ///
     /// # Errors
-    /// If the set's indexes cannot be read.
-    fn groups(&self) -> shards::Result<Vec<Group>>;
+    /// As [`Self::sample`].
+    fn pair(&self, index: u64, frames: [u32; 2]) -> shards::Result<[Bytes; 2]> {
+        let [first, second] = frames;
+        Ok([self.picture(index, first)?, self.picture(index, second)?])
+    }
 }
 
-impl Source for shards::ShardSet {
-    fn n_samples(&self) -> u64 {
-        self.n_samples()
-    }
+/// A set of samples. [`shards::ShardSet`] is one; tests and benches have others.
+pub trait Source: Pictures {
+    /// Samples in the split.
+    fn n_samples(&self) -> u64;
 
-    fn holds_clips(&self) -> bool {
-        matches!(self.kind(), shards::Kind::Clips)
-    }
+    /// Rows in the split: images, or frames.
+    fn n_rows(&self) -> u64;
 
+    /// Whether samples are clips rather than images.
+    fn holds_clips(&self) -> bool;
+
+    /// Samples stored side by side, covering the split in order.
+    fn groups(&self) -> Vec<Group>;
+
+    /// Reads all samples of a group at once; what comes back knows these alone, by their indices in the source.
+    ///
+    /// * `number`: place in [`Self::groups`].
+    ///
+    /// # Errors
+    /// As [`Pictures::sample`].
+    fn load_group(&self, number: usize) -> shards::Result<Box<dyn Pictures>>;
+}
+
+impl Pictures for shards::ShardSet {
     fn sample(&self, index: u64) -> shards::Result<Sample> {
         let sample = self.sample(index)?;
         Ok(Sample {
@@ -64,11 +77,62 @@ impl Source for shards::ShardSet {
         self.picture(index, frame)
     }
 
-    fn groups(&self) -> shards::Result<Vec<Group>> {
+    fn pair(&self, index: u64, frames: [u32; 2]) -> shards::Result<[Bytes; 2]> {
+        self.pair(index, frames)
+    }
+}
+
+impl Source for shards::ShardSet {
+    fn n_samples(&self) -> u64 {
+        self.n_samples()
+    }
+
+    fn n_rows(&self) -> u64 {
+        self.n_rows()
+    }
+
+    fn holds_clips(&self) -> bool {
+        matches!(self.kind(), shards::Kind::Clips)
+    }
+
+    fn groups(&self) -> Vec<Group> {
         let group = |group: shards::GroupRef| Group {
             first_sample: group.first_sample,
             n_samples: group.n_samples,
+            bytes: group.bytes,
         };
-        Ok(self.groups()?.into_iter().map(group).collect())
+        self.groups().into_iter().map(group).collect()
+    }
+
+    fn load_group(&self, number: usize) -> shards::Result<Box<dyn Pictures>> {
+        let first_sample = self.groups().get(number).map_or(0, |g| g.first_sample);
+        let group = self.load_group(number)?;
+        Ok(Box::new(GroupOf {
+            first_sample,
+            group,
+        }))
+    }
+}
+
+/// A row group of a shard set, by the set's indices.
+struct GroupOf {
+    first_sample: u64,
+    group: shards::LoadedGroup,
+}
+
+impl Pictures for GroupOf {
+    fn sample(&self, index: u64) -> shards::Result<Sample> {
+        // Before the group's first sample is beyond its end, too.
+        let sample = self.group.sample(index.wrapping_sub(self.first_sample))?;
+        Ok(Sample {
+            n_frames: sample.n_frames,
+            label: sample.label,
+            key: sample.name.to_owned(),
+        })
+    }
+
+    fn picture(&self, index: u64, frame: u32) -> shards::Result<Bytes> {
+        self.group
+            .picture(index.wrapping_sub(self.first_sample), frame)
     }
 }

@@ -6,7 +6,6 @@ use crate::codec::{self, CodecError, ImageFormat, JpegDecoder, Rgb8Image};
 use crate::error::{Error, Result};
 use crate::loader::batch::{Filling, Place};
 use crate::loader::fetch::{Delivery, Fetched, Trouble, fetch};
-use crate::loader::order::substitutes;
 use crate::loader::stats::{BadSample, Stopwatch};
 use crate::loader::{Shared, guarded};
 use crate::views::{Renderer, SampleKey};
@@ -78,14 +77,16 @@ impl<'a> Worker<'a> {
         let epoch = place.slot.at.epoch;
         let mut sample = place.sample;
         let mut outcome = fetched;
-        for substitute in
-            substitutes(shared.seed, epoch, place.position, shared.n_ids).take(MAX_SUBSTITUTES)
+        for substitute in shared
+            .order
+            .substitutes(epoch, place.position)
+            .take(MAX_SUBSTITUTES)
         {
             match outcome.and_then(|fetched| self.make(&fetched).map(|()| fetched)) {
                 Ok(made) => return Ok(made),
                 Err(Trouble::Fatal(error)) => return Err(error),
                 Err(Trouble::Bad { key, reason }) => {
-                    let index = sample / shared.repeats;
+                    let index = shared.order.index(sample);
                     bad.push(BadSample {
                         index,
                         key: key.unwrap_or_else(|| format!("sample {index}")),

@@ -40,11 +40,11 @@ pub struct Batching {
 }
 
 impl Batching {
-    /// For an epoch of `n_ids` samples in global batches of `batch_size`.
+    /// For an epoch of `n_positions` visits in global batches of `batch_size`.
     ///
     /// # Errors
     /// [`Error::Invalid`] if the ranks do not share a batch evenly or an epoch does not fill one batch.
-    pub fn new(n_ids: u64, batch_size: u64, rank: Rank) -> Result<Self> {
+    pub fn new(n_positions: u64, batch_size: u64, rank: Rank) -> Result<Self> {
         let invalid = |name, value: u64, expected: String| Error::Invalid {
             name,
             value: value.to_string(),
@@ -64,12 +64,12 @@ impl Batching {
                 format!("a multiple of the {} ranks", rank.world),
             ));
         }
-        let batches_per_epoch = n_ids / batch_size;
+        let batches_per_epoch = n_positions / batch_size;
         if batches_per_epoch == 0 {
             return Err(invalid(
                 "data.batch_size",
                 batch_size,
-                format!("at most the {n_ids} samples of an epoch"),
+                format!("at most the {n_positions} samples of an epoch"),
             ));
         }
         Ok(Self {
@@ -82,6 +82,11 @@ impl Batching {
     /// Batches in an epoch.
     pub fn batches_per_epoch(&self) -> u64 {
         self.batches_per_epoch
+    }
+
+    /// Samples of a batch over all ranks.
+    pub fn batch_size(&self) -> u64 {
+        self.batch_size
     }
 
     /// Samples of a batch that this rank loads.

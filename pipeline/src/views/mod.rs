@@ -169,6 +169,11 @@ impl Views {
         }
     }
 
+    /// Encoded pictures that one visit of a sample needs.
+    pub fn pictures_per_sample(&self) -> u64 {
+        if self.needs_clips() { 2 } else { 1 }
+    }
+
     /// Bytes of all views of one sample, `[V, S, S, 3]`.
     pub fn sample_bytes(&self) -> usize {
         self.n_views() * self.view_bytes()

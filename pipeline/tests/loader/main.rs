@@ -4,6 +4,7 @@
 
 mod batches;
 mod faults;
+mod groups;
 mod pairs;
 mod shard_set;
 mod source;

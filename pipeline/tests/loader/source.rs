@@ -1,16 +1,18 @@
 //! A set of samples in memory whose pixels tell where they come from, with faults to order.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
 use pipeline::codec::{Rgb8Image, encode_rgb8};
 use pipeline::loader::order::Group;
-use pipeline::loader::{Sample, Source};
+use pipeline::loader::{Pictures, Sample, Source};
 
 /// Clips of `n_frames` frames, or images where that is `None`.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct MemorySource {
     pub n_samples: u64,
     pub n_frames: Option<u32>,
@@ -26,7 +28,14 @@ pub struct MemorySource {
     pub panicking: BTreeSet<u64>,
     /// Time that each read takes.
     pub delay: Duration,
-    pub reads: AtomicU64,
+    pub reads: Arc<AtomicU64>,
+    /// Samples whose group cannot be read whole.
+    pub broken_groups: BTreeSet<u64>,
+    /// Numbers of the groups that were read whole, in order.
+    pub group_reads: Arc<Mutex<Vec<usize>>>,
+    pub groups_in_memory: Arc<AtomicU64>,
+    /// Most of them that were in memory at once.
+    pub most_groups: Arc<AtomicU64>,
 }
 
 pub const WIDTH: u32 = 48;
@@ -68,15 +77,7 @@ pub fn picture(frame: u32) -> Bytes {
     .into()
 }
 
-impl Source for MemorySource {
-    fn n_samples(&self) -> u64 {
-        self.n_samples
-    }
-
-    fn holds_clips(&self) -> bool {
-        self.n_frames.is_some()
-    }
-
+impl Pictures for MemorySource {
     fn sample(&self, index: u64) -> shards::Result<Sample> {
         let n_frames = if self.one_frame.contains(&index) {
             1
@@ -120,12 +121,80 @@ impl Source for MemorySource {
             index as u32 % 50
         }))
     }
+}
 
-    fn groups(&self) -> shards::Result<Vec<Group>> {
+/// Samples of a group.
+const GROUP_SAMPLES: u64 = 4;
+
+/// Bytes that a group is said to take.
+pub const GROUP_BYTES: u64 = 4 << 20;
+
+impl Source for MemorySource {
+    fn n_samples(&self) -> u64 {
+        self.n_samples
+    }
+
+    fn n_rows(&self) -> u64 {
+        self.n_samples * u64::from(self.n_frames.unwrap_or(1))
+    }
+
+    fn holds_clips(&self) -> bool {
+        self.n_frames.is_some()
+    }
+
+    fn groups(&self) -> Vec<Group> {
         let group = |first_sample| Group {
             first_sample,
-            n_samples: 4.min(self.n_samples - first_sample),
+            n_samples: GROUP_SAMPLES.min(self.n_samples - first_sample),
+            bytes: GROUP_BYTES,
         };
-        Ok((0..self.n_samples).step_by(4).map(group).collect())
+        (0..self.n_samples)
+            .step_by(GROUP_SAMPLES as usize)
+            .map(group)
+            .collect()
+    }
+
+    fn load_group(&self, number: usize) -> shards::Result<Box<dyn Pictures>> {
+        let now = self.groups_in_memory.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most_groups.fetch_max(now, Ordering::SeqCst);
+        self.group_reads.lock().unwrap().push(number);
+        std::thread::sleep(self.delay);
+        let group = LoadedGroup {
+            samples: number as u64 * GROUP_SAMPLES..(number as u64 + 1) * GROUP_SAMPLES,
+            source: self.clone(),
+        };
+        if group
+            .samples
+            .clone()
+            .any(|index| self.broken_groups.contains(&index))
+        {
+            let (shard, reason) = ("made-up".to_owned(), "as ordered".to_owned());
+            return Err(shards::Error::Shard { shard, reason });
+        }
+        Ok(Box::new(group))
+    }
+}
+
+/// Knows its own samples alone, and tells the source when it goes.
+struct LoadedGroup {
+    samples: Range<u64>,
+    source: MemorySource,
+}
+
+impl Pictures for LoadedGroup {
+    fn sample(&self, index: u64) -> shards::Result<Sample> {
+        assert!(self.samples.contains(&index), "a sample of another group");
+        self.source.sample(index)
+    }
+
+    fn picture(&self, index: u64, frame: u32) -> shards::Result<Bytes> {
+        assert!(self.samples.contains(&index), "a sample of another group");
+        self.source.picture(index, frame)
+    }
+}
+
+impl Drop for LoadedGroup {
+    fn drop(&mut self) {
+        self.source.groups_in_memory.fetch_sub(1, Ordering::SeqCst);
     }
 }

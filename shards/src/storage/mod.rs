@@ -175,6 +175,14 @@ impl Store {
         parts.pop().ok_or_else(|| self.cut(path, &range, 0))
     }
 
+    /// Two parts of an object; a remote store is asked for both at once, by two requests.
+    ///
+    /// # Errors
+    /// As [`Store::read_range`].
+    pub fn read_pair(&self, path: &str, [one, two]: [Range<u64>; 2]) -> Result<[Bytes; 2]> {
+        Ok([self.read_range(path, one)?, self.read_range(path, two)?])
+    }
+
     /// Parts of an object; parts that lie beside each other become one request.
     ///
     /// # Errors

@@ -46,15 +46,7 @@ impl Waves {
     }
 }
 
-impl Source for Waves {
-    fn n_samples(&self) -> u64 {
-        self.pictures.len() as u64
-    }
-
-    fn holds_clips(&self) -> bool {
-        false
-    }
-
+impl Pictures for Waves {
     fn sample(&self, index: u64) -> shards::Result<Sample> {
         Ok(Sample {
             n_frames: 1,
@@ -72,12 +64,31 @@ impl Source for Waves {
         }
         Ok(self.pictures[index as usize].clone())
     }
+}
 
-    fn groups(&self) -> shards::Result<Vec<Group>> {
-        Ok(vec![Group {
+impl Source for Waves {
+    fn n_samples(&self) -> u64 {
+        self.pictures.len() as u64
+    }
+
+    fn n_rows(&self) -> u64 {
+        self.n_samples()
+    }
+
+    fn holds_clips(&self) -> bool {
+        false
+    }
+
+    fn groups(&self) -> Vec<Group> {
+        vec![Group {
             first_sample: 0,
             n_samples: self.n_samples(),
-        }])
+            bytes: 0,
+        }]
+    }
+
+    fn load_group(&self, _: usize) -> shards::Result<Box<dyn Pictures>> {
+        unreachable!("waves are read one by one")
     }
 }
 

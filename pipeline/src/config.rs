@@ -4,6 +4,7 @@
 //! checks the combinations before anything is opened.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,12 @@ pub struct DataConfig {
     pub path: String,
     /// Split of the set.
     pub split: String,
+    /// Which samples of the set are used (all).
+    #[serde(skip_serializing_if = "Select::is_all")]
+    pub select: Select,
+    /// Several sets that are mixed, in place of `path`, `split` and `select`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<SourceConfig>,
     /// Pairs per micro-batch, over all ranks (papers: 2048).
     pub batch_size: usize,
     /// Order of the samples; absent: `full` for local sets, `blocks` for remote ones.
@@ -82,6 +89,8 @@ impl Default for DataConfig {
         Self {
             path: String::new(),
             split: "train".to_owned(),
+            select: Select::default(),
+            sources: Vec::new(),
             batch_size: 256,
             order: None,
             window_groups: 16,
@@ -108,6 +117,98 @@ impl Default for DataConfig {
             augment_f1: AugmentConfig::default(),
             augment_f2: AugmentConfig::default(),
         }
+    }
+}
+
+/// One of the sets that are mixed: a `[[data.sources]]` table.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SourceConfig {
+    /// Folder or URL of the shard set.
+    pub path: String,
+    /// Split of the set.
+    pub split: String,
+    /// Visits of each of its samples in an epoch, times `repeated_sampling`: 2 visits each twice, 0.5 a half of them,
+    /// which changes from epoch to epoch.
+    pub weight: f64,
+    /// Which samples of the set are used (all).
+    #[serde(skip_serializing_if = "Select::is_all")]
+    pub select: Select,
+}
+
+impl Default for SourceConfig {
+    fn default() -> Self {
+        Self {
+            path: String::new(),
+            split: "train".to_owned(),
+            weight: 1.0,
+            select: Select::default(),
+        }
+    }
+}
+
+/// Which samples of a set are used: those that meet every condition given.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Select {
+    /// Of one of these classes: ids (`n01440764`), names (`tench`) or labels (`"0"`).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub classes: Vec<String>,
+    /// With a key that one of these patterns matches; `*` stands for any text, `?` for any character, `[ab]` for one of
+    /// these.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub keys: Vec<String>,
+    /// With a key that stands in this file, one a line.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_list: Option<PathBuf>,
+    /// Of what is left the first so many as stored, which `convert` has shuffled.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_samples: Option<u64>,
+}
+
+impl SourceConfig {
+    fn validate(&self) -> Result<()> {
+        let address = "the folder or URL of a shard set";
+        check(!self.path.is_empty(), "data.sources.path", "\"\"", address)?;
+        check(
+            !self.split.is_empty(),
+            "data.split",
+            "\"\"",
+            "a name such as \"train\"",
+        )?;
+        check(
+            self.weight > 0.0 && self.weight <= MAX_WEIGHT,
+            "data.sources.weight",
+            self.weight,
+            format!("visits above 0 and up to {MAX_WEIGHT}"),
+        )?;
+        let Select {
+            keys, max_samples, ..
+        } = &self.select;
+        for pattern in keys {
+            check(
+                glob::Pattern::new(pattern).is_ok(),
+                "data.select.keys",
+                format!("{pattern:?}"),
+                "a pattern such as \"n01440764/*\"",
+            )?;
+        }
+        check(
+            *max_samples != Some(0),
+            "data.select.max_samples",
+            0,
+            "at least 1",
+        )
+    }
+}
+
+/// Most visits of a sample in an epoch by its source's weight.
+const MAX_WEIGHT: f64 = 1e6;
+
+impl Select {
+    /// Whether no sample is left out.
+    pub fn is_all(&self) -> bool {
+        *self == Self::default()
     }
 }
 
@@ -343,10 +444,28 @@ impl AugmentConfig {
 }
 
 impl DataConfig {
+    /// The sets to read: `sources`, or the one that `path`, `split` and `select` name.
+    pub fn sources(&self) -> Vec<SourceConfig> {
+        if !self.sources.is_empty() {
+            return self.sources.clone();
+        }
+        vec![SourceConfig {
+            path: self.path.clone(),
+            split: self.split.clone(),
+            weight: 1.0,
+            select: self.select.clone(),
+        }]
+    }
+
+    /// Whether any of the sets lies in a bucket.
+    pub fn is_remote(&self) -> bool {
+        let mut paths = self.sources().into_iter().map(|source| source.path);
+        paths.any(|path| shards::is_remote(&path))
+    }
+
     /// The order of the samples: `order`, or where it is absent what suits the place of the set.
     pub fn order_in_force(&self) -> OrderKind {
-        let remote = shards::is_remote(&self.path);
-        let suiting = if remote {
+        let suiting = if self.is_remote() {
             OrderKind::Blocks
         } else {
             OrderKind::Full
@@ -359,18 +478,22 @@ impl DataConfig {
     /// # Errors
     /// [`Error::Invalid`] naming the field, its value and what was expected.
     pub fn validate(&self) -> Result<()> {
-        check(
-            !self.path.is_empty(),
-            "data.path",
-            "\"\"",
-            "the folder or URL of a shard set",
-        )?;
-        check(
-            !self.split.is_empty(),
-            "data.split",
-            "\"\"",
-            "a name such as \"train\"",
-        )?;
+        if self.sources.is_empty() {
+            check(
+                !self.path.is_empty(),
+                "data.path",
+                "\"\"",
+                "the folder or URL of a shard set",
+            )?;
+        } else {
+            let alone = self.path.is_empty() && self.select.is_all();
+            let expected =
+                "nothing beside data.sources, whose entries have their own path and select";
+            check(alone, "data.path", format!("{:?}", self.path), expected)?;
+        }
+        for source in self.sources() {
+            source.validate()?;
+        }
         for (name, value) in [
             ("data.batch_size", self.batch_size as u64),
             ("data.window_groups", self.window_groups as u64),

@@ -1,5 +1,6 @@
 //! A split of a shard set as one long list of samples, each picture one range read away.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bytes::Bytes;
@@ -35,6 +36,8 @@ pub struct GroupRef {
     pub first_sample: u64,
     /// Its samples.
     pub n_samples: u64,
+    /// Its rows: images, or frames.
+    pub n_rows: u64,
     /// Its bytes in the shard.
     pub bytes: u64,
 }
@@ -114,14 +117,18 @@ impl ShardSet {
         self.sample_starts.last().copied().unwrap_or_default()
     }
 
-    /// Rows of the split: images, or frames.
-    pub fn n_rows(&self) -> u64 {
-        self.shards.iter().map(|shard| shard.entry.rows).sum()
-    }
-
     /// Shards of the split.
     pub fn n_shards(&self) -> u32 {
         self.shards.len() as u32
+    }
+
+    /// The samples of a shard; none if there is no such shard.
+    pub fn samples_of(&self, shard: u32) -> Range<u64> {
+        let bounds = self.sample_starts.get(shard as usize..).unwrap_or_default();
+        match *bounds {
+            [start, end, ..] => start..end,
+            _ => 0..0,
+        }
     }
 
     /// The classes, in order of their labels.
@@ -214,6 +221,7 @@ impl ShardSet {
                 GroupRef {
                     first_sample: first,
                     n_samples: group.samples,
+                    n_rows: group.rows,
                     bytes: group.bytes,
                 }
             })

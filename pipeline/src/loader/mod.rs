@@ -1,7 +1,7 @@
 //! Shards in, batches of views out: the same batches for any number of threads and ranks and after any resume.
 //!
 //! Reading order: [`order`] (which sample stands at which position), [`state`] (which positions a batch holds),
-//! [`source`] (where pictures come from), [`plan`] (how they are read), `read_ahead`, `fetch` and `stage` (the stages),
+//! [`source`] (where pictures come from; [`open`] makes one of a configuration), [`plan`] (how they are read), `read_ahead`, `fetch` and `stage` (the stages),
 //! [`batch`] (batches filled out of order and handed out in order), [`stats`].
 //!
 //! ```text
@@ -16,9 +16,12 @@
 
 pub mod batch;
 mod fetch;
+mod mix;
+pub mod open;
 pub mod order;
 pub mod plan;
 mod read_ahead;
+mod select;
 pub mod source;
 mod stage;
 pub mod state;
@@ -41,7 +44,7 @@ use crate::config::{DataConfig, ReadKind};
 use crate::error::{Error, Result};
 use crate::views::Views;
 use batch::{BatchShape, Window};
-use order::{Order, Part};
+use order::Order;
 use read_ahead::ReadAhead;
 use state::Batching;
 use stats::{Clock, StageCounters};
@@ -111,18 +114,16 @@ impl Shared {
 }
 
 impl Loader {
-    /// Opens the shard set of `config` and starts making batches from `start`.
+    /// Opens the sets of `config` and starts making batches from `start`.
     ///
     /// # Errors
     /// [`Error::Invalid`] for a configuration that does not fit itself, the set or the ranks; [`Error::Shards`] if the
     /// set does not open.
     pub fn new(config: &DataConfig, seed: u64, rank: Rank, start: LoaderState) -> Result<Self> {
-        config.validate()?;
-        let set = shards::ShardSet::open(&config.path, &config.split)?;
-        Self::from_source(Arc::new(set), config, seed, rank, start)
+        Self::from_source(open::source(config)?, config, seed, rank, start)
     }
 
-    /// As [`Self::new`], from any source of samples; `config.path` then only tells a remote set from a local one.
+    /// As [`Self::new`], from any source of samples; the addresses in `config` then only tell remote sets from local ones.
     ///
     /// # Errors
     /// As [`Self::new`].
@@ -139,16 +140,14 @@ impl Loader {
             return Err(Error::Invalid {
                 name: "data.views",
                 value: "frame_pair".to_owned(),
-                expected: format!(
-                    "another kind: {} holds images, frame pairs need clips",
-                    config.path
-                ),
+                expected: "another kind: frame pairs need clips, and the data holds images"
+                    .to_owned(),
             });
         }
         let order = open_order(source.as_ref(), config, seed)?;
         let batching = Batching::new(order.n_positions(), config.batch_size as u64, rank)?;
         let start = batching.start(start)?;
-        let plan = ReadPlan::new(config, source.as_ref(), &order, rank)?;
+        let plan = ReadPlan::new(config, &order, rank)?;
         let read_ahead = (plan.read == ReadKind::Groups)
             .then(|| ReadAhead::new(order.clone(), batching, plan.budget_bytes, start));
         let shape = BatchShape {
@@ -334,12 +333,12 @@ fn compute_threads(config: &DataConfig) -> usize {
 }
 
 fn open_order(source: &dyn Source, config: &DataConfig, seed: u64) -> Result<Order> {
-    let part = Part {
-        n_samples: source.n_samples(),
-        visits: config.repeated_sampling as f64,
-    };
+    let mut parts = source.parts();
+    for part in &mut parts {
+        part.visits *= config.repeated_sampling as f64;
+    }
     let kind = config.order_in_force();
-    Order::new(seed, kind, &[part], source.groups(), config.window_groups).ok_or_else(|| {
+    Order::new(seed, kind, &parts, source.groups(), config.window_groups).ok_or_else(|| {
         Error::Invalid {
             name: "data.repeated_sampling",
             value: config.repeated_sampling.to_string(),

@@ -17,6 +17,8 @@ pub struct Group {
     pub first_sample: u64,
     /// Samples in it.
     pub n_samples: u64,
+    /// Their pictures.
+    pub n_pictures: u64,
     /// Bytes that reading it takes.
     pub bytes: u64,
 }
@@ -130,16 +132,12 @@ impl Order {
                 .filter(|&n| n <= 1 << 62)?;
             plans.push(plan);
         }
-        let groups: Arc<[Group]> = groups
-            .into_iter()
-            .filter(|group| group.n_samples > 0)
-            .collect();
         let covered = groups.iter().try_fold(0u64, |next, group| {
             let end = group.first_sample.checked_add(group.n_samples)?;
             let within_one = plans
                 .iter()
                 .all(|part| part.first_sample <= group.first_sample || part.first_sample >= end);
-            (group.first_sample == next && within_one).then_some(end)
+            (group.first_sample == next && end > next && within_one).then_some(end)
         });
         (covered == Some(n_samples)).then_some(Self {
             seed,
@@ -147,7 +145,7 @@ impl Order {
             parts: plans.into(),
             n_positions,
             n_ids,
-            groups,
+            groups: groups.into(),
             window_groups: window_groups.max(1),
         })
     }
@@ -174,7 +172,7 @@ impl Order {
         part.first_sample + (id - part.first_id) / part.ids_per_sample()
     }
 
-    /// The groups, none of them empty; their places in it number them.
+    /// The groups; their places in it number them.
     pub fn groups(&self) -> &[Group] {
         &self.groups
     }
@@ -443,6 +441,7 @@ mod tests {
             let group = Group {
                 first_sample,
                 n_samples,
+                n_pictures: n_samples,
                 bytes: n_samples,
             };
             first_sample += n_samples;
@@ -484,7 +483,7 @@ mod tests {
 
         #[test]
         fn blocks_visit_everything_once(
-            sizes in proptest::collection::vec(0u64..40, 1..30), repeats in 1u64..4, window in 1usize..6, epoch: u64,
+            sizes in proptest::collection::vec(1u64..40, 1..30), repeats in 1u64..4, window in 1usize..6, epoch: u64,
         ) {
             let n: u64 = sizes.iter().sum();
             let order = Order::new(3, OrderKind::Blocks, &[part(n, repeats as f64)], groups(&sizes), window).unwrap();
@@ -497,7 +496,7 @@ mod tests {
     proptest! {
         #[test]
         fn parts_are_visited_as_often_as_their_weight_says(
-            sizes in proptest::collection::vec(proptest::collection::vec(0u64..30, 1..6), 1..4),
+            sizes in proptest::collection::vec(proptest::collection::vec(1u64..30, 1..6), 1..4),
             visits in proptest::collection::vec(0.0f64..3.0, 4),
             kind in proptest::sample::select(vec![OrderKind::Full, OrderKind::Blocks, OrderKind::Sequential]),
             window in 1usize..4,
@@ -651,6 +650,7 @@ mod tests {
         };
         assert!(!made(&[part(1 << 40, (1u64 << 40) as f64)], &[1 << 40]));
         assert!(!made(&[part(10, 1.0)], &[5, 4]));
+        assert!(!made(&[part(10, 1.0)], &[5, 0, 5]), "an empty group");
         assert!(made(&[part(10, 1.0)], &[5, 5]));
         assert!(made(&[part(5, 1.0), part(5, 2.0)], &[5, 5]));
         assert!(

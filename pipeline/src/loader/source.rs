@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::loader::order::Group;
+use crate::loader::order::{Group, Part};
 
 /// What is known of a sample before its pictures are read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,13 +45,17 @@ pub trait Source: Pictures {
     /// Samples in the split.
     fn n_samples(&self) -> u64;
 
-    /// Rows in the split: images, or frames.
-    fn n_rows(&self) -> u64;
-
     /// Whether samples are clips rather than images.
     fn holds_clips(&self) -> bool;
 
-    /// Samples stored side by side, covering the split in order.
+    /// Samples that are visited equally often, and how often relative to each other.
+    fn parts(&self) -> Vec<Part> {
+        let n_samples = self.n_samples();
+        let visits = 1.0;
+        vec![Part { n_samples, visits }]
+    }
+
+    /// Samples stored side by side, none without samples, each within one part, covering the split in order.
     fn groups(&self) -> Vec<Group>;
 
     /// Reads all samples of a group at once; what comes back knows these alone, by their indices in the source.
@@ -87,10 +91,6 @@ impl Source for shards::ShardSet {
         self.n_samples()
     }
 
-    fn n_rows(&self) -> u64 {
-        self.n_rows()
-    }
-
     fn holds_clips(&self) -> bool {
         matches!(self.kind(), shards::Kind::Clips)
     }
@@ -99,6 +99,7 @@ impl Source for shards::ShardSet {
         let group = |group: shards::GroupRef| Group {
             first_sample: group.first_sample,
             n_samples: group.n_samples,
+            n_pictures: group.n_rows,
             bytes: group.bytes,
         };
         self.groups().into_iter().map(group).collect()

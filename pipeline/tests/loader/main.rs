@@ -5,6 +5,7 @@
 mod batches;
 mod faults;
 mod groups;
+mod mix;
 mod pairs;
 mod shard_set;
 mod source;

@@ -1,11 +1,12 @@
 //! Loading from shards on disk.
 
 use std::collections::BTreeMap;
+use std::iter::zip;
 
 use pipeline::codec::Rgb8Image;
 use pipeline::config::{DataConfig, OrderKind, ViewsKind};
 use pipeline::convert::{self, KineticsOptions};
-use pipeline::loader::{Loader, Rank};
+use pipeline::loader::{Batch, Loader, Rank};
 use pipeline::stop::Stop;
 use pipeline::synth::{self, SynthOptions, frame_number};
 use shards::{
@@ -17,13 +18,15 @@ use crate::source::{HEIGHT, WIDTH, picture};
 use crate::{SEED, at, config, take};
 
 /// A set of two shards with six samples each, in row groups of about two.
-fn write_set(kind: Kind) -> tempfile::TempDir {
+pub fn write_set(kind: Kind) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path().to_str().unwrap()).unwrap();
-    let class_names = vec![ClassName {
-        id: "n0".into(),
-        name: "thing".into(),
-    }];
+    let class = |(id, name): (&str, &str)| ClassName {
+        id: id.into(),
+        name: name.into(),
+    };
+    let class_names = [("n0", "crane"), ("n1", "tench"), ("n2", "crane")].map(class);
+    let class_names = class_names.to_vec();
     let row_group_bytes = 2 * picture(0).len() as u64 * if kind == Kind::Clips { 12 } else { 1 };
     let spec = ShardSpec {
         kind,
@@ -68,7 +71,7 @@ fn image(n: u32) -> ImageRow {
         path: format!("{key}.jpg"),
         key,
         bytes: picture(n),
-        label: Some(0),
+        label: Some((n % 3) as i32),
         width,
         height,
     }
@@ -110,12 +113,11 @@ fn images_load_in_every_order() {
         let mut expected: Vec<String> = (0..12).map(|n| format!("image/{n}")).collect();
         expected.sort();
         assert_eq!(keys, expected);
-        assert!(
-            batches
-                .iter()
-                .flat_map(|batch| &batch.labels)
-                .all(|&label| label == Some(0))
-        );
+        let named = |batch: &Batch| zip(batch.keys.clone(), batch.labels.clone());
+        for (key, label) in batches.iter().flat_map(named) {
+            let n: i32 = key.strip_prefix("image/").unwrap().parse().unwrap();
+            assert_eq!(label, Some(n % 3));
+        }
         for batch in &batches {
             for (sample, key) in batch.keys.iter().enumerate() {
                 let view = &batch.views[sample * 2 * 16 * 16 * 3..][..16 * 16 * 3];

@@ -134,19 +134,19 @@ impl Source for MemorySource {
         self.n_samples
     }
 
-    fn n_rows(&self) -> u64 {
-        self.n_samples * u64::from(self.n_frames.unwrap_or(1))
-    }
-
     fn holds_clips(&self) -> bool {
         self.n_frames.is_some()
     }
 
     fn groups(&self) -> Vec<Group> {
-        let group = |first_sample| Group {
-            first_sample,
-            n_samples: GROUP_SAMPLES.min(self.n_samples - first_sample),
-            bytes: GROUP_BYTES,
+        let group = |first_sample| {
+            let n_samples = GROUP_SAMPLES.min(self.n_samples - first_sample);
+            Group {
+                first_sample,
+                n_samples,
+                n_pictures: n_samples * u64::from(self.n_frames.unwrap_or(1)),
+                bytes: GROUP_BYTES,
+            }
         };
         (0..self.n_samples)
             .step_by(GROUP_SAMPLES as usize)

@@ -71,10 +71,6 @@ impl Source for Waves {
         self.pictures.len() as u64
     }
 
-    fn n_rows(&self) -> u64 {
-        self.n_samples()
-    }
-
     fn holds_clips(&self) -> bool {
         false
     }
@@ -83,6 +79,7 @@ impl Source for Waves {
         vec![Group {
             first_sample: 0,
             n_samples: self.n_samples(),
+            n_pictures: self.n_samples(),
             bytes: 0,
         }]
     }

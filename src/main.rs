@@ -7,6 +7,7 @@ mod convert;
 mod demo;
 mod exchange;
 mod inspect;
+mod order;
 mod output;
 mod progress;
 mod signals;
@@ -50,6 +51,8 @@ enum Verb {
     Inspect(inspect::Args),
     /// Check every byte of a shard set against its manifest, its indexes and its checksums.
     Verify(verify::Args),
+    /// Show in which order a config visits its samples, and a hash of it to compare runs by.
+    Order(order::Args),
     /// Train a model from shards; a run folder that exists is resumed.
     Train(train::Args),
     /// Turn another program's checkpoint into one of ours.
@@ -68,6 +71,7 @@ fn main() -> ExitCode {
         Verb::Convert(command) => convert::run(command, &out),
         Verb::Inspect(args) => inspect::run(args, &out),
         Verb::Verify(args) => verify::run(args, &out),
+        Verb::Order(args) => order::run(args, &out),
         Verb::Train(args) => train::run(args, &out),
         Verb::Import(args) => exchange::import(args, &out),
         Verb::Export(args) => exchange::export(args, &out),

@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`order`] (which sample stands at which position), [`state`] (which positions a batch holds),
 //! [`source`] (where pictures come from; [`open`] makes one of a configuration), [`plan`] (how they are read), `read_ahead`, `fetch` and `stage` (the stages),
-//! [`batch`] (batches filled out of order and handed out in order), [`stats`].
+//! [`batch`] (batches filled out of order and handed out in order), [`stats`]; [`audit`] looks at an order alone.
 //!
 //! ```text
 //! order -> fetch (threads that wait) -> bounded queue -> views (threads that compute: decode + cut) -> batch in its place
@@ -14,6 +14,7 @@
 //!   belongs to. Both are the same for any number of threads.
 //! - Dropping the loader ends and joins its threads.
 
+pub mod audit;
 pub mod batch;
 mod fetch;
 mod mix;
@@ -144,7 +145,7 @@ impl Loader {
                     .to_owned(),
             });
         }
-        let order = open_order(source.as_ref(), config, seed)?;
+        let order = open::order(source.as_ref(), config, seed)?;
         let batching = Batching::new(order.n_positions(), config.batch_size as u64, rank)?;
         let start = batching.start(start)?;
         let plan = ReadPlan::new(config, &order, rank)?;
@@ -330,24 +331,6 @@ fn compute_threads(config: &DataConfig) -> usize {
             .max(1),
         n => n,
     }
-}
-
-fn open_order(source: &dyn Source, config: &DataConfig, seed: u64) -> Result<Order> {
-    let mut parts = source.parts();
-    for part in &mut parts {
-        part.visits *= config.repeated_sampling as f64;
-    }
-    let kind = config.order_in_force();
-    Order::new(seed, kind, &parts, source.groups(), config.window_groups).ok_or_else(|| {
-        Error::Invalid {
-            name: "data.repeated_sampling",
-            value: config.repeated_sampling.to_string(),
-            expected: format!(
-                "at most 2^62 visits of {} samples, all of them in row groups",
-                source.n_samples()
-            ),
-        }
-    })
 }
 
 /// Runs `work` and turns its panic into an error.

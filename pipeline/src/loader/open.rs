@@ -5,15 +5,16 @@ use std::sync::Arc;
 use shards::ShardSet;
 
 use crate::config::{DataConfig, SourceConfig};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::loader::mix::Mix;
+use crate::loader::order::Order;
 use crate::loader::select::{Selected, select};
 use crate::loader::source::Source;
 
 /// Opens the sets of `config`, with what is selected of them, as one source.
 ///
 /// # Errors
-/// [`crate::Error::Invalid`] for a configuration that does not fit itself or a set, [`crate::Error::Shards`] if a set does
+/// [`Error::Invalid`] for a configuration that does not fit itself or a set, [`Error::Shards`] if a set does
 /// not open.
 pub fn source(config: &DataConfig) -> Result<Arc<dyn Source>> {
     config.validate()?;
@@ -24,6 +25,28 @@ pub fn source(config: &DataConfig) -> Result<Arc<dyn Source>> {
     Ok(match sources.as_slice() {
         [(only, 1.0)] => Arc::clone(only),
         _ => Arc::new(Mix::new(sources)),
+    })
+}
+
+/// The order in which `config` visits the samples of `source`.
+///
+/// # Errors
+/// [`Error::Invalid`] if there are more than 2^62 visits.
+pub fn order(source: &dyn Source, config: &DataConfig, seed: u64) -> Result<Order> {
+    let mut parts = source.parts();
+    for part in &mut parts {
+        part.visits *= config.repeated_sampling as f64;
+    }
+    let kind = config.order_in_force();
+    Order::new(seed, kind, &parts, source.groups(), config.window_groups).ok_or_else(|| {
+        Error::Invalid {
+            name: "data.repeated_sampling",
+            value: config.repeated_sampling.to_string(),
+            expected: format!(
+                "at most 2^62 visits of {} samples, all of them in row groups",
+                source.n_samples()
+            ),
+        }
     })
 }
 

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::config::{DataConfig, OrderKind, ReadKind};
 use crate::error::{Error, Result};
-use crate::loader::open_order;
+use crate::loader::open;
 use crate::loader::order::Order;
 use crate::loader::read_ahead::ReadAhead;
 use crate::loader::source::Source;
@@ -50,7 +50,7 @@ impl ReadPlan {
     /// As the loader's: [`Error::Invalid`] if the configuration does not fit itself, the set or the ranks.
     pub fn of(config: &DataConfig, source: &dyn Source, rank: Rank) -> Result<Self> {
         config.validate()?;
-        let order = open_order(source, config, 0)?;
+        let order = open::order(source, config, 0)?;
         Self::new(config, &order, rank)
     }
 

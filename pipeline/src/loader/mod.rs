@@ -8,6 +8,9 @@
 //! order -> fetch (threads that wait) -> bounded queue -> views (threads that compute: decode + cut) -> batch in its place
 //! ```
 //!
+//! A computing thread reads a picture's header, draws the sample's boxes, decodes only what they need of the picture, and
+//! cuts the views straight into the batch.
+//!
 //! - At most `prefetch_batches` batches are being made or waiting, so memory is bounded whatever the consumer does.
 //! - A bad sample is replaced by one that its place in the epoch determines; a failure surfaces with the batch it
 //!   belongs to. Both are the same for any number of threads.
@@ -16,6 +19,7 @@
 pub mod batch;
 mod fetch;
 pub mod order;
+mod pin;
 pub mod source;
 mod stage;
 pub mod state;
@@ -24,7 +28,7 @@ pub mod stats;
 pub use batch::Batch;
 pub use source::{Sample, Source};
 pub use state::{LoaderState, Rank};
-pub use stats::{BadSample, LoaderStats, StageStats};
+pub use stats::{BadSample, LoaderStats, ReducedStats, StageStats};
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -39,7 +43,7 @@ use crate::views::Views;
 use batch::{BatchShape, Window};
 use order::Order;
 use state::Batching;
-use stats::{Clock, StageCounters};
+use stats::{Clock, ReducedCounters, StageCounters};
 
 /// Makes batches in the background, from now until dropped.
 #[derive(Debug)]
@@ -76,6 +80,7 @@ struct Shared {
     compute: StageCounters,
     decode: Clock,
     render: Clock,
+    reduced: ReducedCounters,
     bytes_read: AtomicU64,
 }
 
@@ -144,6 +149,7 @@ impl Loader {
             compute: StageCounters::default(),
             decode: Clock::default(),
             render: Clock::default(),
+            reduced: ReducedCounters::default(),
             bytes_read: AtomicU64::new(0),
         });
         let mut loader = Self {
@@ -156,12 +162,17 @@ impl Loader {
             handed_out: HandedOut::default(),
             max_bad,
         };
-        loader.start_threads(compute_threads(config))?;
+        loader.start_threads(compute_threads(config), config.pin)?;
         Ok(loader)
     }
 
     /// Starts both stages; on an error the loader's drop ends those that did start.
-    fn start_threads(&mut self, n_compute_threads: usize) -> Result<()> {
+    fn start_threads(&mut self, n_compute_threads: usize, pin: bool) -> Result<()> {
+        let mut cores = if pin {
+            pin::cores(n_compute_threads)?.into_iter()
+        } else {
+            Vec::new().into_iter()
+        };
         let (sender, receiver) = crossbeam_channel::bounded(QUEUE_PER_WORKER * n_compute_threads);
         for number in 0..self.n_fetch_threads {
             let sender = sender.clone();
@@ -170,9 +181,13 @@ impl Loader {
             })?;
         }
         for number in 0..n_compute_threads {
-            let receiver = receiver.clone();
+            let (receiver, core) = (receiver.clone(), cores.next());
             self.start_thread(format!("views-{number}"), move |shared| {
-                stage::run(shared, &receiver)
+                let pinned = core.map_or(Ok(()), pin::stay_on);
+                match pinned {
+                    Ok(()) => stage::run(shared, &receiver),
+                    Err(error) => shared.window.stop(Some(error)),
+                }
             })?;
         }
         Ok(())
@@ -229,9 +244,9 @@ impl Loader {
         Ok(contents.batch)
     }
 
-    /// Gives a batch's buffer back to be filled again: fresh memory costs as much as a third of the resizing.
+    /// Gives a batch's memory back to be filled again: fresh memory costs as much as a third of the resizing.
     pub fn recycle(&self, batch: Batch) {
-        self.shared.window.recycle(batch.views);
+        self.shared.window.recycle(batch);
     }
 
     /// Batches in an epoch; the last, partial one is dropped.
@@ -255,6 +270,7 @@ impl Loader {
             ],
             decode_s: shared.decode.seconds(),
             views_s: shared.render.seconds(),
+            reduced: shared.reduced.read(),
             bytes_read: shared.bytes_read.load(Ordering::Relaxed),
             pairs: self.handed_out.pairs,
             batches: self.handed_out.batches,

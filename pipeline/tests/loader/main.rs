@@ -5,6 +5,7 @@
 mod batches;
 mod faults;
 mod pairs;
+mod parts;
 mod shard_set;
 mod source;
 

@@ -6,7 +6,7 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use pipeline::codec::Rgb8Image;
+use pipeline::codec::{PicturePart, Rgb8Image};
 use pipeline::config::{AugmentConfig, DataConfig, Interpolation, Strategy, ViewsKind};
 use pipeline::views::{SampleKey, Views};
 
@@ -51,7 +51,7 @@ fn main() -> Result<()> {
         ),
     ];
     for (width, height) in [(500, 375), (341, 256)] {
-        let pictures = [noise(width, height, 1), noise(width, height, 2)];
+        let pictures = [1, 2].map(|seed| PicturePart::from(noise(width, height, seed)));
         println!("{width}x{height} px to 224 px, 1 thread");
         for (name, config) in &cases {
             time(name, config, &pictures)?;
@@ -68,7 +68,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn time(name: &str, config: &DataConfig, pictures: &[Rgb8Image]) -> Result<()> {
+fn time(name: &str, config: &DataConfig, pictures: &[PicturePart]) -> Result<()> {
     let views = Views::new(config);
     let needed = if views.needs_clips() {
         pictures
@@ -84,7 +84,9 @@ fn time(name: &str, config: &DataConfig, pictures: &[Rgb8Image]) -> Result<()> {
             epoch: 0,
             sample,
         };
-        views.render(key, needed, &mut renderer, black_box(&mut out))?;
+        let (width, height) = needed[0].size();
+        let draw = views.draw(key, width, height);
+        views.render(key, &draw, needed, &mut renderer, black_box(&mut out))?;
     }
     print_rate(name, start);
     Ok(())

@@ -9,8 +9,12 @@ use std::hint::black_box;
 use std::path::Path;
 use std::time::Instant;
 
-use pipeline::codec::{JpegDecoder, Rgb8Image, VideoReader, decode_rgb8, encode_rgb8};
+use pipeline::codec::{
+    JpegDecoder, PartDecoder, PicturePart, Rgb8Image, VideoReader, decode_rgb8, encode_rgb8,
+};
+use pipeline::config::{DataConfig, DecodeKind, Strategy};
 use pipeline::synth::{Scene, SynthKind, SynthOptions, write_clips};
+use pipeline::views::{SampleKey, Views};
 
 fn main() {
     let arguments: Vec<String> = std::env::args()
@@ -34,6 +38,23 @@ fn main() {
         }
     });
     report("decode, memory reused", 1, rate, mean_kib);
+    let random = DataConfig {
+        strategy: Strategy::Random,
+        ..DataConfig::default()
+    };
+    let fast = DataConfig {
+        decode: DecodeKind::Fast,
+        ..DataConfig::default()
+    };
+    for (name, config) in [
+        ("part for a crop pair", DataConfig::default()),
+        ("the same, fast", fast),
+        ("part for two crops", random),
+    ] {
+        let views = Views::new(&config);
+        let rate = best(pictures.len(), || decode_parts(&views, &pictures));
+        report(name, 1, rate, mean_kib);
+    }
     let rate = best(pictures.len(), || {
         pictures
             .iter()
@@ -89,6 +110,26 @@ fn main() {
         }
     });
     println!("  {:<24} 1 thread  {rate:8.0} frames/s", "decode to RGB");
+}
+
+/// What the loader decodes of each picture: crops of a tenth to all of the area.
+fn decode_parts(views: &Views, pictures: &[Vec<u8>]) {
+    let (mut decoder, mut part) = (PartDecoder::new(), PicturePart::default());
+    for (sample, bytes) in (0..).zip(pictures) {
+        let key = SampleKey {
+            seed: 1,
+            epoch: 0,
+            sample,
+        };
+        let picture = decoder.open(bytes).unwrap();
+        let (width, height) = picture.size();
+        let draw = views.draw(key, width, height);
+        let reduction = views.reduction(&draw);
+        picture
+            .decode_part(draw.needed(), reduction, &mut part)
+            .unwrap();
+        black_box(&part);
+    }
 }
 
 /// Items a second of the best of three passes.

@@ -1,16 +1,16 @@
-//! Pairs per second of the loader on shards, beside its ceiling: the same decodes and crops on cached bytes, without
-//! queues, order or batches.
+//! Pairs per second of the loader on shards, beside the floor of its cost: one thread that decodes the needed parts of
+//! the same pictures from memory and cuts the views, without reads, checksums, queues, order or batches, times the
+//! number of threads.
 //!
 //! `cargo bench -p pairquet-pipeline --bench loader`. Converts the images and clips of `PAIRQUET_SHARED_DIR` (default:
 //! `shared` beside the workspace) into a temporary folder first. `PAIRQUET_BENCH_SECONDS` is the length of a round (3),
 //! `PAIRQUET_BENCH_THREADS` the numbers of threads (`1,2`).
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use pipeline::codec::{JpegDecoder, Rgb8Image};
+use pipeline::codec::{PartDecoder, PicturePart};
 use pipeline::config::{DataConfig, MaxBad, ViewsKind};
 use pipeline::convert::{self, CommonOptions, ImagenetOptions, KineticsOptions};
 use pipeline::loader::{Loader, LoaderState, Rank};
@@ -121,22 +121,22 @@ impl Set {
         };
         let cached = cache(&config)?;
         let mut loader = Loader::new(&config, SEED, Rank::SINGLE, LoaderState::default())?;
-        let (mut rates, mut ceilings) = (Vec::new(), Vec::new());
+        let (mut rates, mut floors, mut shares) = (Vec::new(), Vec::new(), Vec::new());
         let recycled = loader.next_batch()?;
         loader.recycle(recycled);
         for _ in 0..ROUNDS {
             rates.push(time_loader(&mut loader, round)?);
             // The loader is idle here: its window is full.
             std::thread::sleep(Duration::from_millis(300));
-            ceilings.push(time_cached(&config, &cached, threads, round)?);
+            floors.push(threads as f64 * decode_and_cut(&config, &cached, round)?);
+            shares.push(100.0 * rates[rates.len() - 1] / floors[floors.len() - 1]);
         }
         let stats = loader.stats();
-        let (rate, ceiling) = (median(&mut rates), median(&mut ceilings));
+        let (rate, floor, share) = (median(&mut rates), median(&mut floors), median(&mut shares));
         println!(
-            "{:<24} {threads} thread(s): loader {rate:7.1}, ceiling {ceiling:7.1} ({:.1} %); decode {:.3} ms, views \
-             {:.3} ms a pair; {:.0} KiB read a pair; bottleneck {}",
+            "{:<24} {threads} thread(s): loader {rate:7.1}, {threads} x floor {floor:7.1}, median share {share:.1} %; \
+             decode {:.3} ms, views {:.3} ms a pair; {:.0} KiB read a pair; bottleneck {}",
             self.name(),
-            100.0 * rate / ceiling,
             1e3 * stats.decode_s / stats.stages[1].items as f64,
             1e3 * stats.views_s / stats.stages[1].items as f64,
             stats.bytes_read as f64 / 1024.0 / stats.stages[0].items as f64,
@@ -189,45 +189,22 @@ fn cache(config: &DataConfig) -> Result<Vec<Cached>> {
     Ok(cached)
 }
 
-fn time_cached(
-    config: &DataConfig,
-    cached: &[Cached],
-    threads: usize,
-    round: Duration,
-) -> Result<f64> {
-    let cached = Arc::new(cached);
-    let rates = std::thread::scope(|scope| {
-        let work = |offset| {
-            let cached = Arc::clone(&cached);
-            scope.spawn(move || decode_and_cut(config, &cached, offset, round))
-        };
-        let workers: Vec<_> = (0..threads)
-            .map(|n| work(n * cached.len() / threads))
-            .collect();
-        workers
-            .into_iter()
-            .map(|worker| worker.join().map_err(|_| "a worker panicked")?)
-            .collect::<Result<Vec<_>>>()
-    })?;
-    Ok(rates.iter().sum())
-}
-
-fn decode_and_cut(
-    config: &DataConfig,
-    cached: &[Cached],
-    offset: usize,
-    round: Duration,
-) -> Result<f64> {
+fn decode_and_cut(config: &DataConfig, cached: &[Cached], round: Duration) -> Result<f64> {
     let views = Views::new(config);
-    let (mut decoder, mut renderer) = (JpegDecoder::new(), views.renderer());
-    let mut pictures = vec![Rgb8Image::default(); 2];
+    let (mut decoder, mut renderer) = (PartDecoder::new(), views.renderer());
+    let mut parts = [PicturePart::default(), PicturePart::default()];
     let mut out = vec![0; views.sample_bytes()];
     let (start, mut n_pairs) = (Instant::now(), 0);
-    for (key, pages) in cached.iter().cycle().skip(offset) {
-        for (page, picture) in pages.iter().zip(&mut pictures) {
-            decoder.decode_into(page, picture)?;
+    for (key, pages) in cached.iter().cycle() {
+        let mut drawn = None;
+        for (page, part) in pages.iter().zip(&mut parts) {
+            let picture = decoder.open(page)?;
+            let (width, height) = picture.size();
+            let draw = *drawn.get_or_insert_with(|| views.draw(*key, width, height));
+            picture.decode_part(draw.needed(), views.reduction(&draw), part)?;
         }
-        views.render(*key, &pictures[..pages.len()], &mut renderer, &mut out)?;
+        let draw = drawn.ok_or("a sample without pictures")?;
+        views.render(*key, &draw, &parts[..pages.len()], &mut renderer, &mut out)?;
         n_pairs += 1;
         if start.elapsed() >= round {
             break;

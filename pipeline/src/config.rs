@@ -38,11 +38,15 @@ pub struct DataConfig {
     pub read: Option<ReadKind>,
     /// Memory for row groups that are read ahead, in MiB.
     pub read_ahead_mib: u64,
-    /// Threads that decode and cut views; 0: one less than the cores given, at least 1.
+    /// Threads that decode and cut views, at most 1024; 0: one less than the cores given, at least 1. The cores given are
+    /// those that affinity and a cgroup's quota leave.
     pub threads: usize,
-    /// Reads under way at once; 0: 1 for a disk, and for a bucket 64 of single pictures or 8 of row groups.
+    /// Whether each thread that decodes stays on a core of its own (Linux only; off). Cores are taken from the end of the
+    /// affinity mask, so the first ones are left to the training thread; ranks on one machine need masks of their own.
+    pub pin: bool,
+    /// Reads under way at once, at most 1024; 0: 1 for a disk, and for a bucket 64 of single pictures or 8 of row groups.
     pub io_threads: usize,
-    /// Batches being made or waiting beyond the one in use.
+    /// Batches being made or waiting beyond the one in use, at most 1024.
     pub prefetch_batches: usize,
     /// Bad samples that are replaced before the run ends with an error, as a share of the split (`"1%"`) or a count.
     /// Counted from the start of each session: a run that is resumed begins at 0 again.
@@ -68,6 +72,8 @@ pub struct DataConfig {
     pub aspect: [f64; 2],
     /// Probability of a horizontal flip (0.5).
     pub flip_p: f64,
+    /// How faithfully JPEG pictures are decoded (`exact`).
+    pub decode: DecodeKind,
     /// Filter of the resize, always antialiased (CropMAE, SiamMAE: bilinear; MAE: bicubic).
     pub interpolation: Interpolation,
     /// How crop boxes are drawn (the papers' runs: torchvision).
@@ -97,6 +103,7 @@ impl Default for DataConfig {
             read: None,
             read_ahead_mib: 1024,
             threads: 0,
+            pin: false,
             io_threads: 0,
             prefetch_batches: 2,
             max_bad: MaxBad::Percent(1.0),
@@ -110,6 +117,7 @@ impl Default for DataConfig {
             frame_area: [0.5, 1.0],
             aspect: [3.0 / 4.0, 4.0 / 3.0],
             flip_p: 0.5,
+            decode: DecodeKind::Exact,
             interpolation: Interpolation::Bilinear,
             sampler: Sampler::Torchvision,
             min_gap: 4,
@@ -260,6 +268,17 @@ pub enum Strategy {
     Random,
     /// One global crop with one flip, twice.
     Same,
+}
+
+/// How faithfully JPEG pictures are decoded. Either way only the part that a sample's crops need is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DecodeKind {
+    /// Every pixel as decoding the whole picture gives it.
+    Exact,
+    /// Where every crop of a sample is at least 2, 4 or 8 times as large as a view in both directions, the picture is
+    /// reduced by that factor in decoding. The loader's statistics say by how much that changes the views.
+    Fast,
 }
 
 /// Filter of the resize.
@@ -504,6 +523,14 @@ impl DataConfig {
         ] {
             check(value > 0, name, value, "at least 1")?;
         }
+        for (name, value) in [
+            ("data.threads", self.threads),
+            ("data.io_threads", self.io_threads),
+            ("data.prefetch_batches", self.prefetch_batches),
+        ] {
+            let expected = format!("at most {MAX_WORKERS}");
+            check(value <= MAX_WORKERS, name, value, expected)?;
+        }
         check(
             (1..=MAX_SIZE_PX).contains(&self.size),
             "data.size",
@@ -563,6 +590,9 @@ impl DataConfig {
 
 /// Largest side of a view; beyond it a batch does not fit any memory.
 const MAX_SIZE_PX: u32 = 4096;
+
+/// Most threads of a kind, and most batches in the making: more than any machine can use, and a sign of a slip.
+const MAX_WORKERS: usize = 1024;
 
 fn check(
     holds: bool,
@@ -642,11 +672,14 @@ mod tests {
     #[test]
     fn refuses_what_cannot_be_trained_on() {
         type Spoil = fn(&mut DataConfig);
-        let cases: [(&str, Spoil); 12] = [
+        let cases: [(&str, Spoil); 15] = [
             ("data.batch_size", |c| c.batch_size = 0),
             ("data.prefetch_batches", |c| c.prefetch_batches = 0),
             ("data.repeated_sampling", |c| c.repeated_sampling = 0),
             ("data.window_groups", |c| c.window_groups = 0),
+            ("data.threads", |c| c.threads = 1025),
+            ("data.io_threads", |c| c.io_threads = 1_000_000),
+            ("data.prefetch_batches", |c| c.prefetch_batches = 1025),
             ("data.size", |c| c.size = 0),
             ("data.max_gap", |c| c.max_gap = 4),
             ("data.min_gap", |c| c.min_gap = 0),

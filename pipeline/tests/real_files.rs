@@ -13,7 +13,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use pipeline::codec::{CodecError, Rgb8Image, VideoReader, decode_rgb8, probe};
+use pipeline::codec::{
+    CodecError, CropBox, PartDecoder, PicturePart, Rgb8Image, VideoReader, decode_rgb8, probe,
+};
+use pipeline::rng::{Purpose, SampleRng};
 use serde_json::Value;
 
 fn data_dir(name: &str) -> Option<PathBuf> {
@@ -75,6 +78,61 @@ fn odd_pictures_are_what_pillow_reads() {
     assert!(matches!(refused[0].1, CodecError::Empty));
     assert!(matches!(refused[1].1, CodecError::UnknownFormat { .. }));
     assert!(matches!(refused[2].1, CodecError::Truncated { .. }));
+}
+
+#[test]
+fn parts_of_real_pictures_are_parts_of_what_pillow_reads() {
+    let (mut decoder, mut part) = (PartDecoder::new(), PicturePart::default());
+    let mut n_parts = 0;
+    for name in ["imagenet", "imagenet_odd"] {
+        let Some(dir) = data_dir(name) else {
+            return;
+        };
+        for (n, path) in jpegs_below(&dir).into_iter().enumerate() {
+            let bytes = fs::read(&path).unwrap();
+            let Ok(whole) = decode_rgb8(&bytes) else {
+                assert!(decoder.open(&bytes).is_err() || name == "imagenet_odd");
+                continue;
+            };
+            for sample in 0..4 {
+                let mut rng = SampleRng::new(n as u64, 0, sample, Purpose::Crop);
+                let mut along = |side: u32| {
+                    let len = 1 + rng.below(u64::from(side)) as u32;
+                    (rng.below(u64::from(side - len) + 1) as u32, len)
+                };
+                let ((x, width), (y, height)) = (along(whole.width), along(whole.height));
+                let crop = CropBox {
+                    x,
+                    y,
+                    width,
+                    height,
+                };
+                let picture = decoder.open(&bytes).unwrap();
+                picture.decode_part(crop, 1, &mut part).unwrap();
+                let at = part.locate(crop);
+                let row = |data: &[u8], stride: u32, x: u32, y: u32| {
+                    let from = (y as usize * stride as usize + x as usize) * 3;
+                    data[from..from + width as usize * 3].to_vec()
+                };
+                let is_equal = (0..height).all(|line| {
+                    row(part.pixels(), part.pixels_size().0, at.x, at.y + line)
+                        == row(&whole.data, whole.width, x, y + line)
+                });
+                assert!(is_equal, "{}: {crop:?}", path.display());
+                n_parts += 1;
+            }
+        }
+    }
+    assert!(n_parts > 400, "{n_parts}");
+}
+
+fn jpegs_below(dir: &Path) -> Vec<PathBuf> {
+    let files = walkdir::WalkDir::new(dir).sort_by_file_name().into_iter();
+    let paths = files.map(|entry| entry.unwrap().into_path());
+    paths
+        .filter(|path| path.extension().is_some_and(|found| found == "JPEG"))
+        .take(300)
+        .collect()
 }
 
 /// Reduces to 32 x 32 by averaging, as Pillow's `resize((32, 32), BOX)`.

@@ -1,9 +1,9 @@
-//! JPEG: whole pictures, both ways.
+//! JPEG: whole pictures, both ways, and parts of pictures.
 
 use turbojpeg::{Compressor, Image, PixelFormat, Subsamp};
 
-use super::turbo::{Decompressor, Ending, Layout};
-use super::{CodecError, Rgb8Image, check_size};
+use super::turbo::{Decompressor, Ending, Header, Layout, Opened};
+use super::{CodecError, CropBox, PicturePart, Rgb8Image, check_size};
 
 /// Most scans that a progressive file may have. Encoders write about ten; a hostile file of a few kilobytes can ask for
 /// hours of work with thousands.
@@ -40,17 +40,14 @@ impl JpegDecoder {
     /// # Errors
     /// As [`decode`](Self::decode).
     pub fn decode_into(&mut self, bytes: &[u8], image: &mut Rgb8Image) -> Result<(), CodecError> {
-        let mut turbo = Decompressor::new(MAX_SCANS).map_err(library)?;
-        let header = turbo
-            .header(bytes)
-            .map_err(|reason| failure(bytes, reason))?;
-        check_size(header.width.into(), header.height.into())?;
+        let turbo = open(bytes)?;
+        let header = *turbo.header();
         let n_pixels = header.width as usize * header.height as usize;
         (image.width, image.height) = (header.width, header.height);
         image.data.resize(n_pixels * 3, 0);
         let ending = if header.is_cmyk {
             self.cmyk.resize(n_pixels * 4, 0);
-            let ending = turbo.decode(bytes, &header, Layout::Cmyk, &mut self.cmyk);
+            let ending = turbo.decode(Layout::Cmyk, &mut self.cmyk);
             for (rgb, ink) in image
                 .data
                 .chunks_exact_mut(3)
@@ -60,7 +57,7 @@ impl JpegDecoder {
             }
             ending
         } else {
-            turbo.decode(bytes, &header, Layout::Rgb, &mut image.data)
+            turbo.decode(Layout::Rgb, &mut image.data)
         };
         match ending.map_err(|reason| failure(bytes, reason))? {
             // Only after a warning is the file walked: an undamaged one never gives any.
@@ -68,16 +65,135 @@ impl JpegDecoder {
             _ => Ok(()),
         }
     }
+
+    /// Reads the header, so that what is to be decoded can be made to depend on the size.
+    ///
+    /// # Errors
+    /// As [`decode`](Self::decode), as far as the header shows it.
+    pub fn open<'a>(&'a mut self, bytes: &'a [u8]) -> Result<OpenJpeg<'a>, CodecError> {
+        Ok(OpenJpeg {
+            turbo: open(bytes)?,
+            bytes,
+            decoder: self,
+        })
+    }
+}
+
+/// A picture whose header was read.
+pub struct OpenJpeg<'a> {
+    turbo: Opened<'a>,
+    bytes: &'a [u8],
+    decoder: &'a mut JpegDecoder,
+}
+
+impl OpenJpeg<'_> {
+    /// Columns and rows of the whole picture.
+    pub fn size(&self) -> (u32, u32) {
+        (self.turbo.header().width, self.turbo.header().height)
+    }
+
+    /// Decodes at least the pixels of `wanted`, a box in px of the whole picture, into `part`.
+    ///
+    /// At `scale` 1 every pixel of the box is what decoding the whole picture makes of it. At 2, 4 or 8 the picture is
+    /// reduced by that factor inside of the transform, for less work.
+    ///
+    /// Rows below the box are not looked at, but for the end of the file, which must be there. Wherever anything else
+    /// is unusual (a warning of the library, CMYK, rare kinds of sampling), the whole picture is decoded instead: so a
+    /// truncated file is an error for every box, and damage that the box does not see is none.
+    ///
+    /// # Errors
+    /// As [`JpegDecoder::decode`].
+    pub fn decode_part(
+        self,
+        wanted: CropBox,
+        scale: u32,
+        part: &mut PicturePart,
+    ) -> Result<(), CodecError> {
+        let header = *self.turbo.header();
+        let (width, height) = (header.width, header.height);
+        if let Some(mcu_width) = header.mcu_width
+            && CropBox::whole(width, height).contains(&wanted)
+        {
+            let reduced = |side: u32| side.div_ceil(scale);
+            let wanted = wanted.divided(scale);
+            let columns = Columns {
+                width: reduced(width),
+                mcu: reduced(mcu_width),
+                per_chroma: mcu_width / 8,
+                is_progressive: header.is_progressive,
+            };
+            let (x, right) = columns.covering(wanted.x, wanted.x + wanted.width);
+            let area = CropBox {
+                x,
+                width: right - x,
+                ..wanted
+            };
+            let pixels = part.prepare((width, height), scale, area);
+            let ending = self.turbo.decode_part(area, scale, pixels);
+            if matches!(ending, Ok(Ending::Clean)) && reaches_end(self.bytes) {
+                return Ok(());
+            }
+        }
+        let mut whole = part.take_memory();
+        self.decoder.decode_into(self.bytes, &mut whole)?;
+        *part = PicturePart::from(whole);
+        Ok(())
+    }
+}
+
+/// What decides which columns must be decoded.
+struct Columns {
+    /// Of the picture.
+    width: u32,
+    /// Of the smallest unit that is decoded or left out.
+    mcu: u32,
+    /// For each column of chroma.
+    per_chroma: u32,
+    is_progressive: bool,
+}
+
+impl Columns {
+    /// The columns to decode so that those from `left` to before `right` come out as if all had been.
+    fn covering(&self, left: u32, right: u32) -> (u32, u32) {
+        // Smooth upsampling of halved chroma looks at one column of it on either side, and treats the first and the last
+        // decoded column as the picture's edges.
+        let upsampling = if self.per_chroma > 1 {
+            self.per_chroma
+        } else {
+            0
+        };
+        // Where scans are missing, libjpeg smooths across two blocks to either side.
+        let smoothing = if self.is_progressive { 2 * self.mcu } else { 0 };
+        let mut left = left.saturating_sub(upsampling) / self.mcu * self.mcu;
+        left = left.saturating_sub(smoothing);
+        let mut right = right + upsampling;
+        if self.is_progressive {
+            right = right.next_multiple_of(self.mcu) + smoothing;
+        }
+        // Fewer than three columns of chroma would switch smooth upsampling off.
+        let narrowest = 3 * self.per_chroma;
+        if right.min(self.width) - left < narrowest {
+            left = left.saturating_sub(self.mcu);
+            right = right.max(left + narrowest);
+        }
+        (left, right.min(self.width))
+    }
+}
+
+fn open(bytes: &[u8]) -> Result<Opened<'_>, CodecError> {
+    let turbo = Decompressor::new(MAX_SCANS)
+        .map_err(library)?
+        .open(bytes)
+        .map_err(|reason| failure(bytes, reason))?;
+    let Header { width, height, .. } = *turbo.header();
+    check_size(width.into(), height.into())?;
+    Ok(turbo)
 }
 
 /// Size of the picture, (width, height), from the header.
 pub(super) fn size(bytes: &[u8]) -> Result<(u32, u32), CodecError> {
-    let header = Decompressor::new(MAX_SCANS)
-        .map_err(library)?
-        .header(bytes)
-        .map_err(|reason| failure(bytes, reason))?;
-    check_size(header.width.into(), header.height.into())?;
-    Ok((header.width, header.height))
+    let turbo = open(bytes)?;
+    Ok((turbo.header().width, turbo.header().height))
 }
 
 /// Encodes as baseline JPEG with 4:2:0 chroma. The same picture and quality give the same bytes.
@@ -137,6 +253,10 @@ fn adobe_cmyk_to_rgb(inverted: &[u8]) -> [u8; 3] {
 
 /// Whether the chain of segments arrives at the end-of-image marker.
 fn reaches_end(bytes: &[u8]) -> bool {
+    // Entropy-coded data never holds the marker, so a file that ends on it was not cut there.
+    if bytes.ends_with(&[0xff, 0xd9]) {
+        return true;
+    }
     let mut at = 2; // behind the start-of-image marker
     loop {
         // Entropy-coded data, stuffed zeros, restart markers and stray bytes: on to the next marker.

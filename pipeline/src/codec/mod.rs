@@ -4,14 +4,17 @@
 //! computed with: EXIF orientation and colour profiles are ignored, alpha is dropped and not blended, CMYK is converted
 //! by plain arithmetic, 16-bit grey is clipped. Where Pillow raises, so do we.
 //!
-//! Reading order: [`jpeg`], [`still`] (every other picture format), `turbo` (the safe wrapper of libjpeg-turbo), [`video`].
+//! Reading order: [`jpeg`], [`still`] (every other picture format), [`part`] (only what is needed of a picture), `turbo`
+//! (the safe wrapper of libjpeg-turbo), [`video`].
 
 pub mod jpeg;
+pub mod part;
 pub mod still;
 mod turbo;
 pub mod video;
 
-pub use jpeg::{JpegDecoder, encode_rgb8};
+pub use jpeg::{JpegDecoder, OpenJpeg, encode_rgb8};
+pub use part::{CropBox, OpenPicture, PartDecoder, PicturePart};
 pub use video::{Frame, VideoLimits, VideoReader, write_video};
 
 /// Pictures of more pixels than this are refused before anything is allocated for them (805 MB as RGB).

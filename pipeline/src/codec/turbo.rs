@@ -8,6 +8,8 @@ use std::ffi::CStr;
 
 use turbojpeg::raw;
 
+use super::CropBox;
+
 /// What libjpeg-turbo calls the pixel layouts we ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Layout {
@@ -26,19 +28,23 @@ pub(super) enum Ending {
     Warned(String),
 }
 
-/// Size and colours of a JPEG file.
+/// What the header of a JPEG file says.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Header {
     pub width: u32,
     pub height: u32,
     /// Four channels of ink.
     pub is_cmyk: bool,
+    /// The picture is refined by several scans, and guessed between the blocks where scans are missing.
+    pub is_progressive: bool,
+    /// Columns of the smallest unit that can be left out when decoding a part; `None` where only the whole decodes.
+    pub mcu_width: Option<u32>,
 }
 
 /// A TurboJPEG decompressor for one picture.
 ///
 /// libjpeg keeps quantisation and Huffman tables from one picture to the next, so a damaged file without tables would
-/// decode differently after different predecessors. A fresh handle costs microseconds and has no memory.
+/// decode differently after different predecessors. A fresh handle costs 2 microseconds and has no memory.
 pub(super) struct Decompressor(raw::tjhandle);
 
 impl Decompressor {
@@ -55,65 +61,47 @@ impl Decompressor {
         Ok(this)
     }
 
-    /// Reads the header.
-    pub fn header(&mut self, bytes: &[u8]) -> Result<Header, String> {
+    /// Reads the header of `bytes`.
+    pub fn open(self, bytes: &[u8]) -> Result<Opened<'_>, String> {
         // SAFETY: the handle is live, and pointer and length are those of a slice that outlives the call.
         let status =
             unsafe { raw::tj3DecompressHeader(self.0, bytes.as_ptr(), bytes.len() as raw::size_t) };
         self.ending(status)?;
         let colorspace = self.get(raw::TJPARAM_TJPARAM_COLORSPACE);
-        match (
+        let (Ok(width @ 1..), Ok(height @ 1..)) = (
             u32::try_from(self.get(raw::TJPARAM_TJPARAM_JPEGWIDTH)),
             u32::try_from(self.get(raw::TJPARAM_TJPARAM_JPEGHEIGHT)),
-        ) {
-            (Ok(width), Ok(height)) if width > 0 && height > 0 => Ok(Header {
-                width,
-                height,
-                is_cmyk: [raw::TJCS_TJCS_CMYK, raw::TJCS_TJCS_YCCK]
-                    .iter()
-                    .any(|&cmyk| cmyk as libc::c_int == colorspace),
-            }),
-            _ => Err("no picture in the file, only tables".to_owned()),
-        }
+        ) else {
+            return Err("no picture in the file, only tables".to_owned());
+        };
+        let is_cmyk = [raw::TJCS_TJCS_CMYK, raw::TJCS_TJCS_YCCK]
+            .iter()
+            .any(|&cmyk| cmyk as libc::c_int == colorspace);
+        let is_lossless = self.get(raw::TJPARAM_TJPARAM_LOSSLESS) != 0;
+        let header = Header {
+            width,
+            height,
+            is_cmyk,
+            is_progressive: self.get(raw::TJPARAM_TJPARAM_PROGRESSIVE) != 0,
+            mcu_width: self.mcu_width().filter(|_| !is_cmyk && !is_lossless),
+        };
+        Ok(Opened {
+            turbo: self,
+            bytes,
+            header,
+        })
     }
 
-    /// Decodes all rows into `pixels`, which must be exactly as long as `header` (of the same `bytes`) asks for.
-    pub fn decode(
-        &mut self,
-        bytes: &[u8],
-        header: &Header,
-        layout: Layout,
-        pixels: &mut [u8],
-    ) -> Result<Ending, String> {
-        let (format, channels) = match layout {
-            Layout::Rgb => (raw::TJPF_TJPF_RGB, 3),
-            Layout::Cmyk => (raw::TJPF_TJPF_CMYK, 4),
-        };
-        let read = self.header(bytes)?;
-        if (read.width, read.height) != (header.width, header.height)
-            || pixels.len() != read.width as usize * read.height as usize * channels
-        {
-            return Err(format!(
-                "{} bytes for {} x {} pixels of {channels}",
-                pixels.len(),
-                read.width,
-                read.height
-            ));
+    fn mcu_width(&self) -> Option<u32> {
+        match raw::TJSAMP::try_from(self.get(raw::TJPARAM_TJPARAM_SUBSAMP)).ok()? {
+            raw::TJSAMP_TJSAMP_GRAY
+            | raw::TJSAMP_TJSAMP_444
+            | raw::TJSAMP_TJSAMP_440
+            | raw::TJSAMP_TJSAMP_441 => Some(8),
+            raw::TJSAMP_TJSAMP_422 | raw::TJSAMP_TJSAMP_420 => Some(16),
+            raw::TJSAMP_TJSAMP_411 => Some(32),
+            _ => None,
         }
-        // SAFETY: the handle is live; `bytes` and `pixels` outlive the call. With scaling and cropping at their
-        // defaults the library writes width * height * channels bytes (pitch 0: no padding), the length checked above
-        // against the header of these very bytes.
-        let status = unsafe {
-            raw::tj3Decompress8(
-                self.0,
-                bytes.as_ptr(),
-                bytes.len() as raw::size_t,
-                pixels.as_mut_ptr(),
-                0,
-                format,
-            )
-        };
-        self.ending(status)
     }
 
     /// Tells warnings from failures. The library's error code cannot: it stays at "warning" when a failure follows a
@@ -151,6 +139,79 @@ impl Decompressor {
     }
 }
 
+/// A decompressor that has read the header of a picture.
+pub(super) struct Opened<'a> {
+    turbo: Decompressor,
+    bytes: &'a [u8],
+    header: Header,
+}
+
+impl Opened<'_> {
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// Decodes the whole picture into `pixels`, which must be exactly as long as its pixels.
+    pub fn decode(self, layout: Layout, pixels: &mut [u8]) -> Result<Ending, String> {
+        let whole = CropBox::whole(self.header.width, self.header.height);
+        self.fill(layout, whole, pixels)
+    }
+
+    /// Decodes the RGB pixels of `area` of the picture reduced to one `scale`th (1, 2, 4 or 8) of its size.
+    ///
+    /// * `area`: within the reduced picture, its left edge on a multiple of the reduced [`Header::mcu_width`].
+    pub fn decode_part(
+        self,
+        area: CropBox,
+        scale: u32,
+        pixels: &mut [u8],
+    ) -> Result<Ending, String> {
+        let denom = libc::c_int::try_from(scale).map_err(|error| error.to_string())?;
+        let factor = raw::tjscalingfactor { num: 1, denom };
+        let [x, y, w, h] = [area.x, area.y, area.width, area.height]
+            .map(|side| libc::c_int::try_from(side).unwrap_or(-1)); // refused by the library
+        // SAFETY: the handle is live, the other arguments are plain numbers, checked by the library.
+        let status = unsafe {
+            match raw::tj3SetScalingFactor(self.turbo.0, factor) {
+                0 => raw::tj3SetCroppingRegion(self.turbo.0, raw::tjregion { x, y, w, h }),
+                failed => failed,
+            }
+        };
+        if status != 0 {
+            return Err(self.turbo.message());
+        }
+        self.fill(Layout::Rgb, area, pixels)
+    }
+
+    fn fill(self, layout: Layout, area: CropBox, pixels: &mut [u8]) -> Result<Ending, String> {
+        let (format, channels) = match layout {
+            Layout::Rgb => (raw::TJPF_TJPF_RGB, 3),
+            Layout::Cmyk => (raw::TJPF_TJPF_CMYK, 4),
+        };
+        let CropBox { width, height, .. } = area;
+        if pixels.len() != width as usize * height as usize * channels {
+            return Err(format!(
+                "{} bytes for {width} x {height} pixels of {channels}",
+                pixels.len()
+            ));
+        }
+        // SAFETY: the handle is live; `bytes` and `pixels` outlive the call. The library writes width * height *
+        // channels bytes (pitch 0: no padding), the length checked above: the whole picture as the header of these very
+        // bytes has it, which cannot have changed meanwhile, or the cropping region that was accepted.
+        let status = unsafe {
+            raw::tj3Decompress8(
+                self.turbo.0,
+                self.bytes.as_ptr(),
+                self.bytes.len() as raw::size_t,
+                pixels.as_mut_ptr(),
+                0,
+                format,
+            )
+        };
+        self.turbo.ending(status)
+    }
+}
+
 impl Drop for Decompressor {
     fn drop(&mut self) {
         // SAFETY: the handle is null (then nothing happens) or live, and never used again.
@@ -170,3 +231,52 @@ const WARNINGS: [&str; 7] = [
     "Application transferred too many scanlines",
     "Corrupt JPEG data: ",
 ];
+
+/// Every kind of file that libjpeg-turbo writes, for tests.
+#[cfg(test)]
+pub(super) mod encode {
+    use super::*;
+
+    /// Encodes with parameters of TurboJPEG; `pixels` are RGB, or CMYK if the colour space asked for is.
+    pub fn encode(
+        width: u32,
+        height: u32,
+        pixels: &[u8],
+        params: &[(raw::TJPARAM, libc::c_int)],
+    ) -> Vec<u8> {
+        let is_cmyk = params.iter().any(|&(param, value)| {
+            param == raw::TJPARAM_TJPARAM_COLORSPACE && value as u32 >= raw::TJCS_TJCS_CMYK
+        });
+        let (format, channels) = if is_cmyk {
+            (raw::TJPF_TJPF_CMYK, 4)
+        } else {
+            (raw::TJPF_TJPF_RGB, 3)
+        };
+        assert_eq!(pixels.len(), width as usize * height as usize * channels);
+        // SAFETY: plain numbers.
+        let turbo =
+            Decompressor(unsafe { raw::tj3Init(raw::TJINIT_TJINIT_COMPRESS as libc::c_int) });
+        for &(param, value) in params {
+            turbo.set(param, value).unwrap();
+        }
+        let (mut buffer, mut len) = (std::ptr::null_mut(), 0);
+        // SAFETY: the handle is live, the pixels are as many as said, and the library allocates the buffer, whose length
+        // it writes; it is copied and freed before anything else happens to it.
+        unsafe {
+            let status = raw::tj3Compress8(
+                turbo.0,
+                pixels.as_ptr(),
+                width as libc::c_int,
+                0,
+                height as libc::c_int,
+                format,
+                &mut buffer,
+                &mut len,
+            );
+            assert_eq!(status, 0, "{}", turbo.message());
+            let bytes = std::slice::from_raw_parts(buffer, len as usize).to_vec();
+            raw::tj3Free(buffer.cast());
+            bytes
+        }
+    }
+}

@@ -9,6 +9,9 @@
 //!            ^ read (whole row groups ahead, where they are worth it)
 //! ```
 //!
+//! A computing thread reads a picture's header, draws the sample's boxes, decodes only what they need of the picture, and
+//! cuts the views straight into the batch.
+//!
 //! - At most `prefetch_batches` batches are being made or waiting, so memory is bounded whatever the consumer does.
 //! - A bad sample is replaced by one that its place in the epoch determines; a failure surfaces with the batch it
 //!   belongs to. Both are the same for any number of threads.
@@ -20,6 +23,7 @@ mod fetch;
 mod mix;
 pub mod open;
 pub mod order;
+mod pin;
 pub mod plan;
 mod read_ahead;
 mod select;
@@ -32,7 +36,7 @@ pub use batch::Batch;
 pub use plan::ReadPlan;
 pub use source::{Pictures, Sample, Source};
 pub use state::{LoaderState, Rank};
-pub use stats::{BadSample, LoaderStats, StageStats};
+pub use stats::{BadSample, LoaderStats, ReducedStats, StageStats};
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -48,7 +52,7 @@ use batch::{BatchShape, Window};
 use order::Order;
 use read_ahead::ReadAhead;
 use state::Batching;
-use stats::{Clock, StageCounters};
+use stats::{Clock, ReducedCounters, StageCounters};
 
 /// Makes batches in the background, from now until dropped.
 #[derive(Debug)]
@@ -88,6 +92,7 @@ struct Shared {
     compute: StageCounters,
     decode: Clock,
     render: Clock,
+    reduced: ReducedCounters,
     bytes_read: AtomicU64,
 }
 
@@ -175,6 +180,7 @@ impl Loader {
             compute: StageCounters::default(),
             decode: Clock::default(),
             render: Clock::default(),
+            reduced: ReducedCounters::default(),
             bytes_read: AtomicU64::new(0),
         });
         let mut loader = Self {
@@ -188,12 +194,17 @@ impl Loader {
             handed_out: HandedOut::default(),
             max_bad,
         };
-        loader.start_threads(compute_threads(config))?;
+        loader.start_threads(compute_threads(config), config.pin)?;
         Ok(loader)
     }
 
     /// Starts both stages; on an error the loader's drop ends those that did start.
-    fn start_threads(&mut self, n_compute_threads: usize) -> Result<()> {
+    fn start_threads(&mut self, n_compute_threads: usize, pin: bool) -> Result<()> {
+        let mut cores = if pin {
+            pin::cores(n_compute_threads)?.into_iter()
+        } else {
+            Vec::new().into_iter()
+        };
         for number in 0..self.n_read_threads {
             self.start_thread(format!("read-{number}"), |shared| {
                 if let Some(ahead) = &shared.read_ahead {
@@ -209,9 +220,13 @@ impl Loader {
             })?;
         }
         for number in 0..n_compute_threads {
-            let receiver = receiver.clone();
+            let (receiver, core) = (receiver.clone(), cores.next());
             self.start_thread(format!("views-{number}"), move |shared| {
-                stage::run(shared, &receiver)
+                let pinned = core.map_or(Ok(()), pin::stay_on);
+                match pinned {
+                    Ok(()) => stage::run(shared, &receiver),
+                    Err(error) => shared.window.stop(Some(error)),
+                }
             })?;
         }
         Ok(())
@@ -268,9 +283,9 @@ impl Loader {
         Ok(contents.batch)
     }
 
-    /// Gives a batch's buffer back to be filled again: fresh memory costs as much as a third of the resizing.
+    /// Gives a batch's memory back to be filled again: fresh memory costs as much as a third of the resizing.
     pub fn recycle(&self, batch: Batch) {
-        self.shared.window.recycle(batch.views);
+        self.shared.window.recycle(batch);
     }
 
     /// Batches in an epoch; the last, partial one is dropped.
@@ -297,6 +312,7 @@ impl Loader {
             stages: reading.into_iter().chain(others).collect(),
             decode_s: shared.decode.seconds(),
             views_s: shared.render.seconds(),
+            reduced: shared.reduced.read(),
             bytes_read: shared.bytes_read.load(Ordering::Relaxed),
             pairs: self.handed_out.pairs,
             batches: self.handed_out.batches,

@@ -55,16 +55,32 @@ pub trait Source: Pictures {
         vec![Part { n_samples, visits }]
     }
 
-    /// Samples stored side by side, none without samples, each within one part, covering the split in order.
-    fn groups(&self) -> Vec<Group>;
+    /// Samples stored side by side, none without samples, each within one part, covering the split in order; one group for
+    /// all where they are not stored in any.
+    fn groups(&self) -> Vec<Group> {
+        let n_samples = self.n_samples();
+        let all = Group {
+            first_sample: 0,
+            n_samples,
+            n_pictures: n_samples,
+            bytes: 0,
+        };
+        vec![all]
+    }
 
     /// Reads all samples of a group at once; what comes back knows these alone, by their indices in the source.
     ///
     /// * `number`: place in [`Self::groups`].
     ///
     /// # Errors
-    /// As [`Pictures::sample`].
-    fn load_group(&self, number: usize) -> shards::Result<Box<dyn Pictures>>;
+    /// As [`Pictures::sample`]; [`shards::Error::OutOfRange`] where no groups are stored.
+    fn load_group(&self, number: usize) -> shards::Result<Box<dyn Pictures>> {
+        Err(shards::Error::OutOfRange {
+            what: "row group",
+            index: number as u64,
+            len: 0,
+        })
+    }
 }
 
 impl Pictures for shards::ShardSet {

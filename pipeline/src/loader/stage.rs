@@ -2,13 +2,13 @@
 
 use crossbeam_channel::Receiver;
 
-use crate::codec::{self, CodecError, ImageFormat, JpegDecoder, Rgb8Image};
+use crate::codec::{PartDecoder, PicturePart};
 use crate::error::{Error, Result};
 use crate::loader::batch::{Filling, Place};
 use crate::loader::fetch::{Delivery, Fetched, Trouble, fetch};
 use crate::loader::stats::{BadSample, Stopwatch};
 use crate::loader::{Shared, guarded};
-use crate::views::{Renderer, SampleKey};
+use crate::views::{Draw, Renderer, SampleKey};
 
 /// Replacements of one place before the set is taken to be bad altogether.
 const MAX_SUBSTITUTES: usize = 100;
@@ -17,14 +17,14 @@ const MAX_SUBSTITUTES: usize = 100;
 pub(super) fn run(shared: &Shared, fetched: &Receiver<Delivery>) {
     let mut worker = Worker::new(shared);
     let mut watch = Stopwatch::start();
-    while let Ok((place, outcome)) = fetched.recv() {
+    while let Ok((mut place, outcome)) = fetched.recv() {
         if shared.window.is_stopped() {
             return;
         }
         shared.compute.add_waiting_in(watch.lap());
         let mut bad = Vec::new();
         let made = guarded("views", || {
-            worker.make_or_replace(&place, outcome, &mut bad)
+            worker.make_or_replace(&mut place, outcome, &mut bad)
         });
         let made = made.unwrap_or_else(|panic| {
             // Its scratch memory may be half written.
@@ -32,14 +32,13 @@ pub(super) fn run(shared: &Shared, fetched: &Receiver<Delivery>) {
             Err(panic)
         });
         let filling = made.map(|made| Filling {
-            views: &worker.views,
             label: made.sample.label,
             sample: made.key.sample,
             key: made.sample.key,
         });
         // Before the batch may go out, so that the counters never lag behind the batches.
         shared.compute.count_item();
-        shared.window.fill(&place, filling, bad);
+        shared.window.fill(place, filling, bad);
         shared.compute.add_busy(watch.lap());
     }
 }
@@ -47,21 +46,24 @@ pub(super) fn run(shared: &Shared, fetched: &Receiver<Delivery>) {
 /// What one thread keeps from sample to sample.
 struct Worker<'a> {
     shared: &'a Shared,
-    decoder: JpegDecoder,
-    pictures: [Rgb8Image; 2],
+    decoder: PartDecoder,
+    pictures: [PicturePart; 2],
     renderer: Renderer,
-    /// Views of the sample in hand, `[V, S, S, 3]`.
-    views: Vec<u8>,
+    /// Views to compare with, where decoding is not exact.
+    exact_views: Vec<u8>,
 }
+
+/// Of the samples whose pictures are reduced in decoding, one in so many is made exactly too, to see the difference.
+const COMPARED_EVERY: u64 = 64;
 
 impl<'a> Worker<'a> {
     fn new(shared: &'a Shared) -> Self {
         Self {
             shared,
-            decoder: JpegDecoder::new(),
-            pictures: [Rgb8Image::default(), Rgb8Image::default()],
+            decoder: PartDecoder::new(),
+            pictures: [PicturePart::default(), PicturePart::default()],
             renderer: shared.views.renderer(),
-            views: vec![0; shared.views.sample_bytes()],
+            exact_views: Vec::new(),
         }
     }
 
@@ -69,7 +71,7 @@ impl<'a> Worker<'a> {
     /// samples that were replaced.
     fn make_or_replace(
         &mut self,
-        place: &Place,
+        place: &mut Place,
         fetched: Result<Fetched, Trouble>,
         bad: &mut Vec<BadSample>,
     ) -> Result<Fetched> {
@@ -82,7 +84,8 @@ impl<'a> Worker<'a> {
             .substitutes(epoch, place.position)
             .take(MAX_SUBSTITUTES)
         {
-            match outcome.and_then(|fetched| self.make(&fetched).map(|()| fetched)) {
+            let views = &mut place.views;
+            match outcome.and_then(|fetched| self.make(&fetched, views).map(|()| fetched)) {
                 Ok(made) => return Ok(made),
                 Err(Trouble::Fatal(error)) => return Err(error),
                 Err(Trouble::Bad { key, reason }) => {
@@ -111,39 +114,65 @@ impl<'a> Worker<'a> {
         })
     }
 
-    fn make(&mut self, fetched: &Fetched) -> Result<(), Trouble> {
+    /// Makes the views of a sample, `[V, S, S, 3]`.
+    fn make(&mut self, fetched: &Fetched, views: &mut [u8]) -> Result<(), Trouble> {
         let bad = |reason: String| Trouble::Bad {
             key: Some(fetched.sample.key.clone()),
             reason,
         };
         let mut watch = Stopwatch::start();
-        let pages = fetched.pages.as_slice();
-        for (page, picture) in pages.iter().zip(&mut self.pictures) {
-            decode_into(&mut self.decoder, page, picture)
-                .map_err(|error| bad(error.to_string()))?;
-        }
+        let draw = self.decode(fetched, true).map_err(bad)?;
         self.shared.decode.add(watch.lap());
-        let pictures = &self.pictures[..pages.len()];
-        self.shared
-            .views
-            .render(fetched.key, pictures, &mut self.renderer, &mut self.views)
-            .map_err(|error| bad(error.to_string()))?;
+        self.render(fetched, &draw, views).map_err(bad)?;
         self.shared.render.add(watch.lap());
+        if self.pictures[0].scale() > 1 {
+            self.shared.reduced.count_item();
+            if fetched.key.sample.is_multiple_of(COMPARED_EVERY) {
+                self.compare(fetched, views).map_err(bad)?;
+            }
+        }
         Ok(())
     }
-}
 
-/// Decodes into a picture whose memory is reused where the format allows it.
-fn decode_into(
-    decoder: &mut JpegDecoder,
-    page: &[u8],
-    picture: &mut Rgb8Image,
-) -> Result<(), CodecError> {
-    if ImageFormat::guess(page) == Some(ImageFormat::Jpeg) {
-        return decoder.decode_into(page, picture);
+    /// Decodes what the views of a sample need, and says what they are; the error is what is wrong with the sample.
+    fn decode(&mut self, fetched: &Fetched, may_reduce: bool) -> Result<Draw, String> {
+        let views = &self.shared.views;
+        let mut drawn = None;
+        for (page, part) in fetched.pages.as_slice().iter().zip(&mut self.pictures) {
+            let picture = self.decoder.open(page).map_err(|e| e.to_string())?;
+            let (width, height) = picture.size();
+            // The first frame of a pair speaks for both: they are of one size, or the sample is bad.
+            let draw = *drawn.get_or_insert_with(|| views.draw(fetched.key, width, height));
+            let reduction = if may_reduce {
+                views.reduction(&draw)
+            } else {
+                1
+            };
+            picture
+                .decode_part(draw.needed(), reduction, part)
+                .map_err(|e| e.to_string())?;
+        }
+        drawn.ok_or_else(|| "no picture".to_owned())
     }
-    *picture = codec::decode_rgb8(page)?;
-    Ok(())
+
+    fn render(&mut self, fetched: &Fetched, draw: &Draw, views: &mut [u8]) -> Result<(), String> {
+        let pictures = &self.pictures[..fetched.pages.as_slice().len()];
+        self.shared
+            .views
+            .render(fetched.key, draw, pictures, &mut self.renderer, views)
+            .map_err(|e| e.to_string())
+    }
+
+    /// Makes the same views from pictures that are not reduced, and counts the difference.
+    fn compare(&mut self, fetched: &Fetched, views: &[u8]) -> Result<(), String> {
+        let draw = self.decode(fetched, false)?;
+        let mut exact = std::mem::take(&mut self.exact_views);
+        exact.resize(views.len(), 0);
+        self.render(fetched, &draw, &mut exact)?;
+        self.shared.reduced.compare(views, &exact);
+        self.exact_views = exact;
+        Ok(())
+    }
 }
 
 /// Names of the first bad samples with their reasons.

@@ -43,6 +43,46 @@ impl StageCounters {
     }
 }
 
+/// Counters of the samples whose pictures were reduced in decoding, written by many threads.
+#[derive(Debug, Default)]
+pub(super) struct ReducedCounters {
+    items: AtomicU64,
+    compared: AtomicU64,
+    n_values: AtomicU64,
+    difference: AtomicU64,
+}
+
+impl ReducedCounters {
+    pub(super) fn count_item(&self) {
+        self.items.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Takes in how far the views of a sample are from those of the unreduced picture.
+    pub(super) fn compare(&self, views: &[u8], exact: &[u8]) {
+        let differences = views
+            .iter()
+            .zip(exact)
+            .map(|(a, b)| u64::from(a.abs_diff(*b)));
+        self.difference
+            .fetch_add(differences.sum(), Ordering::Relaxed);
+        self.n_values
+            .fetch_add(views.len() as u64, Ordering::Relaxed);
+        self.compared.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// `None` if nothing was reduced.
+    pub(super) fn read(&self) -> Option<ReducedStats> {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let n_values = load(&self.n_values);
+        (load(&self.items) > 0).then(|| ReducedStats {
+            items: load(&self.items),
+            compared: load(&self.compared),
+            mean_difference: (n_values > 0)
+                .then(|| load(&self.difference) as f64 / n_values as f64),
+        })
+    }
+}
+
 /// A sum of durations, written by many threads.
 #[derive(Debug, Default)]
 pub(super) struct Clock(AtomicU64);
@@ -111,6 +151,17 @@ pub struct BadSample {
     pub reason: String,
 }
 
+/// What reduced decoding (`data.decode = "fast"`) did to the views.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ReducedStats {
+    /// Samples whose pictures were reduced in decoding.
+    pub items: u64,
+    /// Those of them that were made exactly too: every 64th sample id.
+    pub compared: u64,
+    /// Mean absolute difference of these samples' views from the exact ones, in levels of 255; absent before the first.
+    pub mean_difference: Option<f64>,
+}
+
 /// What a loader did so far.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LoaderStats {
@@ -120,6 +171,9 @@ pub struct LoaderStats {
     pub decode_s: f64,
     /// Of the second stage's busy time: cutting views.
     pub views_s: f64,
+    /// What reduced decoding did; absent where no picture was reduced.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reduced: Option<ReducedStats>,
     /// Encoded bytes read.
     pub bytes_read: u64,
     /// Samples handed out in batches, on this rank.
@@ -170,6 +224,7 @@ mod tests {
             stages: vec![stage("fetch", 1, fetch_busy), stage("views", 4, views_busy)],
             decode_s: 0.0,
             views_s: 0.0,
+            reduced: None,
             bytes_read: 0,
             pairs: 0,
             batches: 0,

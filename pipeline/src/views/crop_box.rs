@@ -1,42 +1,8 @@
 //! Where a random crop lies: torchvision's sampler, which the reference runs, and BYOL's, which its source spells out.
 
+pub use crate::codec::CropBox;
 use crate::config::Sampler;
 use crate::rng::SampleRng;
-
-/// A rectangle of whole pixels inside a picture.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CropBox {
-    /// Left edge in px.
-    pub x: u32,
-    /// Top edge in px.
-    pub y: u32,
-    /// Width in px, at least 1.
-    pub width: u32,
-    /// Height in px, at least 1.
-    pub height: u32,
-}
-
-impl CropBox {
-    /// The whole of a picture.
-    pub fn whole(width: u32, height: u32) -> Self {
-        Self {
-            x: 0,
-            y: 0,
-            width,
-            height,
-        }
-    }
-
-    /// Whether `other` lies within `self`.
-    pub fn contains(&self, other: &CropBox) -> bool {
-        let inside = |at: u32, len: u32, outer_at: u32, outer_len: u32| {
-            at >= outer_at
-                && u64::from(at) + u64::from(len) <= u64::from(outer_at) + u64::from(outer_len)
-        };
-        inside(other.x, other.width, self.x, self.width)
-            && inside(other.y, other.height, self.y, self.height)
-    }
-}
 
 /// Draws crop boxes of a given range of areas and aspect ratios.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -198,33 +164,5 @@ mod tests {
         assert!(boxes.iter().all(|b| b.height == 200));
         let aspects = boxes.iter().map(|b| f64::from(b.width) / 200.0);
         assert!(aspects.fold(0.0, f64::max) > 4.0 / 3.0 + 0.05);
-    }
-
-    #[test]
-    fn containment() {
-        let outer = CropBox {
-            x: 10,
-            y: 10,
-            width: 20,
-            height: 20,
-        };
-        assert!(outer.contains(&CropBox {
-            x: 10,
-            y: 12,
-            width: 20,
-            height: 18
-        }));
-        assert!(!outer.contains(&CropBox {
-            x: 9,
-            y: 12,
-            width: 2,
-            height: 2
-        }));
-        assert!(!outer.contains(&CropBox {
-            x: 20,
-            y: 20,
-            width: 11,
-            height: 2
-        }));
     }
 }

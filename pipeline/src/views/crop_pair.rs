@@ -4,6 +4,7 @@
 //! lie inside it. The views flip independently: half of the pairs are mirrored relative to each other.
 //! Source: CropMAE, `data/util/CropMAEStrategies.py`.
 
+use crate::codec::PicturePart;
 use crate::config::Strategy;
 use crate::error::Result;
 use crate::rng::Purpose;
@@ -42,6 +43,20 @@ pub enum OtherCrop {
     InPicture(CropBox),
     /// The global view again.
     Same,
+}
+
+impl CropPairDraw {
+    /// The same pair of what was decoded of the picture.
+    pub(super) fn within(&self, part: &PicturePart) -> Self {
+        Self {
+            global: part.locate(self.global),
+            other: match self.other {
+                OtherCrop::InPicture(crop) => OtherCrop::InPicture(part.locate(crop)),
+                other => other,
+            },
+            ..*self
+        }
+    }
 }
 
 impl CropPair {

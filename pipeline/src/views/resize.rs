@@ -7,7 +7,7 @@ use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
 use fast_image_resize::pixels::U8x3;
 use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 
-use crate::codec::Rgb8Image;
+use crate::codec::{PicturePart, Rgb8Image};
 use crate::config::Interpolation;
 use crate::error::{Error, Result};
 use crate::views::CropBox;
@@ -29,6 +29,17 @@ impl<'a> From<&'a Rgb8Image> for RgbRef<'a> {
             width: image.width,
             height: image.height,
             data: &image.data,
+        }
+    }
+}
+
+impl<'a> From<&'a PicturePart> for RgbRef<'a> {
+    fn from(part: &'a PicturePart) -> Self {
+        let (width, height) = part.pixels_size();
+        Self {
+            width,
+            height,
+            data: part.pixels(),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! One crop of one picture (MAE); the other kinds build on it.
 
+use crate::codec::PicturePart;
 use crate::error::Result;
 use crate::rng::Purpose;
 use crate::views::{CropBox, CropSampler, Renderer, RgbRef, SampleKey};
@@ -34,6 +35,14 @@ impl Single {
 }
 
 impl ViewDraw {
+    /// The same view of what was decoded of the picture.
+    pub(super) fn within(&self, part: &PicturePart) -> Self {
+        Self {
+            crop: part.locate(self.crop),
+            ..*self
+        }
+    }
+
     /// Cuts the view out of `picture` into `out`, `[S, S, 3]`.
     ///
     /// # Errors

@@ -256,6 +256,28 @@ fn stages_count_their_work_and_the_bottleneck_is_named() {
     );
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn pinned_threads_make_the_same_batches_and_are_no_more_than_the_cores() {
+    let pinned = |threads| DataConfig {
+        threads,
+        pin: true,
+        ..config(6)
+    };
+    let free = take(&mut start(MemorySource::images(20), &config(6)), 3);
+    let batches = take(&mut start(MemorySource::images(20), &pinned(1)), 3);
+    assert!(batches == free);
+    let error = Loader::from_source(
+        Arc::new(MemorySource::images(20)),
+        &pinned(1000),
+        SEED,
+        Rank::SINGLE,
+        at(0, 0),
+    )
+    .unwrap_err();
+    assert!(error.to_string().contains("data.pin"), "{error}");
+}
+
 #[test]
 fn what_cannot_be_loaded_is_refused_at_the_start() {
     let refused = |source: MemorySource, config: &DataConfig, rank, state| {

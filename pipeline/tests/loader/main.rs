@@ -7,6 +7,7 @@ mod faults;
 mod groups;
 mod mix;
 mod pairs;
+mod parts;
 mod shard_set;
 mod source;
 

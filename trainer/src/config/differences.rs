@@ -7,12 +7,13 @@ use crate::error::{Error, Result};
 
 /// Keys, or tables, that may change between a checkpoint and its resumption without a word: they change what is
 /// written down and how fast data comes, not what is computed.
-const FREE: [&str; 8] = [
+const FREE: [&str; 9] = [
     "name",
     "paper",
     "device",
     "run",
     "data.threads",
+    "data.pin",
     "data.io_threads",
     "data.prefetch_batches",
     "data.max_bad",

@@ -7,7 +7,6 @@ use bytes::Bytes;
 use pipeline::codec::{Rgb8Image, jpeg};
 use pipeline::config::ViewsKind;
 use pipeline::loader::Source;
-use pipeline::loader::order::Group;
 use pipeline::loader::source::Sample;
 
 use super::*;
@@ -73,19 +72,6 @@ impl Source for Waves {
 
     fn holds_clips(&self) -> bool {
         false
-    }
-
-    fn groups(&self) -> Vec<Group> {
-        vec![Group {
-            first_sample: 0,
-            n_samples: self.n_samples(),
-            n_pictures: self.n_samples(),
-            bytes: 0,
-        }]
-    }
-
-    fn load_group(&self, _: usize) -> shards::Result<Box<dyn Pictures>> {
-        unreachable!("waves are read one by one")
     }
 }
 

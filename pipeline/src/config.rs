@@ -4,7 +4,7 @@
 //! checks the combinations before anything is opened.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -27,7 +27,7 @@ pub struct DataConfig {
     pub sources: Vec<SourceConfig>,
     /// Pairs per micro-batch, over all ranks (papers: 2048).
     pub batch_size: usize,
-    /// Order of the samples; absent: `full` for local sets, `blocks` for remote ones.
+    /// Order of the samples; absent: `full` for local sets, `blocks` for remote ones and for Parquet files of others.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub order: Option<OrderKind>,
     /// Row groups shuffled together under `order = "blocks"`.
@@ -482,9 +482,15 @@ impl DataConfig {
         paths.any(|path| shards::is_remote(&path))
     }
 
-    /// The order of the samples: `order`, or where it is absent what suits the place of the set.
+    /// The order of the samples: `order`, or where it is absent what suits the place of the sets: `full` on a disk, but
+    /// `blocks` in a bucket and for folders without a manifest, whose Parquet files are read by whole row groups.
     pub fn order_in_force(&self) -> OrderKind {
-        let suiting = if self.is_remote() {
+        let reads_groups = |source: &SourceConfig| {
+            let folder = source.path.strip_prefix("file://").unwrap_or(&source.path);
+            let folder = Path::new(folder);
+            folder.is_dir() && !folder.join(shards::MANIFEST_NAME).exists()
+        };
+        let suiting = if self.is_remote() || self.sources().iter().any(reads_groups) {
             OrderKind::Blocks
         } else {
             OrderKind::Full

@@ -9,6 +9,7 @@
 //! - `footer` and `offset_index`, `columns`, `page` (over `levels` and `thrift`): the parts of a shard, from bytes.
 //! - `reader`: a shard's index, built from those parts; `group`: a whole row group, which needs no footer.
 //! - `set`: a split as one long list of samples.
+//! - `foreign`: Parquet files of others, by whole row groups.
 //! - `verify`: whether a set is what its manifest says.
 //!
 //! What holds throughout:
@@ -21,6 +22,7 @@
 mod columns;
 mod error;
 mod footer;
+mod foreign;
 mod group;
 mod levels;
 mod manifest;
@@ -38,6 +40,7 @@ mod writer;
 pub use columns::ShardColumns;
 pub use error::{Error, Malformed, Result};
 pub use footer::{FooterStep, ShardFooter, tail_range};
+pub use foreign::{ForeignGroup, ForeignSet};
 pub use group::LoadedGroup;
 pub use manifest::{
     GroupEntry, MANIFEST_NAME, Manifest, ShardEntry, Skipped, SplitManifest, shard_name,

@@ -78,6 +78,12 @@ impl Source for Mix {
         self.parts.iter().all(|part| part.source.holds_clips())
     }
 
+    fn reads_groups_alone(&self) -> bool {
+        self.parts
+            .iter()
+            .any(|part| part.source.reads_groups_alone())
+    }
+
     fn parts(&self) -> Vec<Part> {
         let part = |part: &MixPart| Part {
             n_samples: part.source.n_samples(),

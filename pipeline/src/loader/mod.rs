@@ -20,6 +20,7 @@
 pub mod audit;
 pub mod batch;
 mod fetch;
+mod foreign;
 mod mix;
 pub mod open;
 pub mod order;
@@ -153,7 +154,7 @@ impl Loader {
         let order = open::order(source.as_ref(), config, seed)?;
         let batching = Batching::new(order.n_positions(), config.batch_size as u64, rank)?;
         let start = batching.start(start)?;
-        let plan = ReadPlan::new(config, &order, rank)?;
+        let plan = ReadPlan::new(config, source.as_ref(), &order, rank)?;
         let read_ahead = (plan.read == ReadKind::Groups)
             .then(|| ReadAhead::new(order.clone(), batching, plan.budget_bytes, start));
         let shape = BatchShape {

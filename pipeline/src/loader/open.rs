@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use shards::ShardSet;
+use shards::{ForeignSet, ShardSet};
 
-use crate::config::{DataConfig, SourceConfig};
+use crate::config::{DataConfig, Select, SourceConfig};
 use crate::error::{Error, Result};
+use crate::loader::foreign::Foreign;
 use crate::loader::mix::Mix;
 use crate::loader::order::Order;
 use crate::loader::select::{Selected, select};
@@ -51,10 +52,44 @@ pub fn order(source: &dyn Source, config: &DataConfig, seed: u64) -> Result<Orde
 }
 
 fn open(source: &SourceConfig) -> Result<Arc<dyn Source>> {
-    let set = ShardSet::open(&source.path, &source.split)?;
+    let set = match ShardSet::open(&source.path, &source.split) {
+        // No set of ours: images of somebody else's, or nothing at all.
+        Err(unfinished @ shards::Error::Unfinished { .. }) => {
+            return match ForeignSet::open(&source.path, &source.split) {
+                Ok(set) => foreign(set, source),
+                Err(shards::Error::Unfinished { .. }) => Err(unfinished.into()),
+                Err(error) => Err(error.into()),
+            };
+        }
+        opened => opened?,
+    };
     if source.select.is_all() {
         return Ok(Arc::new(set));
     }
     let indices = select(&set, &source.select)?;
     Ok(Arc::new(Selected::new(Arc::new(set), indices)))
+}
+
+fn foreign(set: ForeignSet, source: &SourceConfig) -> Result<Arc<dyn Source>> {
+    let n_samples = set.n_samples();
+    let all: Arc<dyn Source> = Arc::new(Foreign::new(set));
+    let Select { max_samples, .. } = source.select;
+    let only_fewer = Select {
+        max_samples,
+        ..Select::default()
+    };
+    if source.select != only_fewer {
+        return Err(Error::Invalid {
+            name: "data.select",
+            value: format!("{:?}", source.select),
+            expected: format!(
+                "max_samples alone: {} is no set of this program's, convert it to select by class or key",
+                source.path
+            ),
+        });
+    }
+    Ok(match max_samples {
+        Some(most) if most < n_samples => Arc::new(Selected::new(all, (0..most).collect())),
+        _ => all,
+    })
 }

@@ -51,27 +51,38 @@ impl ReadPlan {
     pub fn of(config: &DataConfig, source: &dyn Source, rank: Rank) -> Result<Self> {
         config.validate()?;
         let order = open::order(source, config, 0)?;
-        Self::new(config, &order, rank)
+        Self::new(config, source, &order, rank)
     }
 
     /// The plan of `config` for the part of `order` that falls to `rank`.
     ///
     /// # Errors
     /// [`Error::Invalid`] if row groups are asked for in an order that has no windows, or do not fit into the memory.
-    pub(super) fn new(config: &DataConfig, order: &Order, rank: Rank) -> Result<Self> {
+    pub(super) fn new(
+        config: &DataConfig,
+        source: &dyn Source,
+        order: &Order,
+        rank: Rank,
+    ) -> Result<Self> {
         let is_remote = config.is_remote();
         let group_bytes: u64 = order.groups().iter().map(|group| group.bytes).sum();
         let groups = (group_bytes, order.groups().len() as u64);
         let pictures = order.n_positions() / rank.world * Views::new(config).pictures_per_sample();
         let n_pictures: u64 = order.groups().iter().map(|group| group.n_pictures).sum();
-        let mean = group_bytes / n_pictures.max(1);
+        let mean = if source.reads_groups_alone() {
+            group_bytes / groups.1.max(1)
+        } else {
+            group_bytes / n_pictures.max(1)
+        };
         let pages = (pictures.saturating_mul(mean), pictures);
 
         let has_windows = config.order_in_force() != OrderKind::Full;
         let cost = |(bytes, requests): (u64, u64)| {
             bytes.saturating_add(requests.saturating_mul(REQUEST_BYTES))
         };
-        let suits = is_remote && has_windows && cost(groups) <= cost(pages);
+        let suits = (is_remote || source.reads_groups_alone())
+            && has_windows
+            && cost(groups) <= cost(pages);
         let suiting = if suits {
             ReadKind::Groups
         } else {

@@ -86,6 +86,10 @@ impl Source for Selected {
         self.source.holds_clips()
     }
 
+    fn reads_groups_alone(&self) -> bool {
+        self.source.reads_groups_alone()
+    }
+
     fn groups(&self) -> Vec<Group> {
         self.groups.iter().map(|(_, group)| *group).collect()
     }

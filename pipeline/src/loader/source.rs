@@ -48,6 +48,11 @@ pub trait Source: Pictures {
     /// Whether samples are clips rather than images.
     fn holds_clips(&self) -> bool;
 
+    /// Whether nothing less than a group can be read, so that a picture by itself costs as much.
+    fn reads_groups_alone(&self) -> bool {
+        false
+    }
+
     /// Samples that are visited equally often, and how often relative to each other.
     fn parts(&self) -> Vec<Part> {
         let n_samples = self.n_samples();
@@ -83,6 +88,17 @@ pub trait Source: Pictures {
     }
 }
 
+impl From<shards::GroupRef> for Group {
+    fn from(group: shards::GroupRef) -> Self {
+        Self {
+            first_sample: group.first_sample,
+            n_samples: group.n_samples,
+            n_pictures: group.n_rows,
+            bytes: group.bytes,
+        }
+    }
+}
+
 impl Pictures for shards::ShardSet {
     fn sample(&self, index: u64) -> shards::Result<Sample> {
         let sample = self.sample(index)?;
@@ -112,13 +128,7 @@ impl Source for shards::ShardSet {
     }
 
     fn groups(&self) -> Vec<Group> {
-        let group = |group: shards::GroupRef| Group {
-            first_sample: group.first_sample,
-            n_samples: group.n_samples,
-            n_pictures: group.n_rows,
-            bytes: group.bytes,
-        };
-        self.groups().into_iter().map(group).collect()
+        self.groups().into_iter().map(Group::from).collect()
     }
 
     fn load_group(&self, number: usize) -> shards::Result<Box<dyn Pictures>> {

@@ -520,7 +520,7 @@ struct Parts(Vec<(u64, Bytes)>);
 
 impl Parts {
     fn from(&self, start: u64) -> parquet::errors::Result<Bytes> {
-        let holds = |(at, bytes): &&(u64, Bytes)| start >= *at && start - at <= bytes.len() as u64;
+        let holds = |(at, bytes): &&(u64, Bytes)| start >= *at && start - at < bytes.len() as u64;
         let part = self.0.iter().find(holds);
         let (at, bytes) =
             part.ok_or_else(|| ParquetError::EOF(format!("byte {start} was not read")))?;

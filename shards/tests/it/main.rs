@@ -4,6 +4,7 @@
 
 mod alloc;
 mod earlier;
+mod foreign;
 mod groups;
 mod hostile;
 mod ranges;

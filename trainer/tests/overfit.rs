@@ -265,12 +265,16 @@ fn measure(model: &dyn Pretrain, views: &Tensor) -> Vec<(String, f64)> {
     let n = UNSEEN_EPOCHS.count() as f64;
     for epoch in UNSEEN_EPOCHS {
         let forward = model.forward(views, &step(epoch), false).unwrap();
+        let (loss, error) = (scalar(&forward.loss), error_in_pixels(&forward, views));
+        if forward.parts.is_empty() {
+            assert!(
+                (loss - error).abs() < 1e-5,
+                "the loss is {loss}, not {error}"
+            );
+        }
         let mut now = vec![
-            ("loss".to_owned(), scalar(&forward.loss)),
-            (
-                "error in pixels".to_owned(),
-                error_in_pixels(&forward, views),
-            ),
+            ("loss".to_owned(), loss),
+            ("error in pixels".to_owned(), error),
         ];
         now.extend(
             forward

@@ -119,7 +119,16 @@ fn every_format_comes_back_bit_by_bit() {
         assert_eq!(checkpoint_info(&dir).unwrap().model, imported.model);
         for to in [Target::Timm, Target::Torch, Target::HuggingFace] {
             let dst = root.path().join(format!("{to:?}"));
-            let report = export(&dir, &dst, &ExportOptions { to, probe: true }).unwrap();
+            let report = export(
+                &dir,
+                &dst,
+                &ExportOptions {
+                    to,
+                    probe: true,
+                    ema: false,
+                },
+            )
+            .unwrap();
             let whole = to == Target::Torch || to == Target::HuggingFace && kind == ModelKind::Mae;
             assert_eq!(report.left_out.is_empty(), whole, "{kind:?} {to:?}");
             for file in report
@@ -162,7 +171,16 @@ fn a_model_without_a_decoder_comes_back_with_its_momentum_branch() {
     imported.write(&dir).unwrap();
     for to in [Target::Timm, Target::Torch] {
         let dst = root.path().join(format!("{to:?}"));
-        let report = export(&dir, &dst, &ExportOptions { to, probe: true }).unwrap();
+        let report = export(
+            &dir,
+            &dst,
+            &ExportOptions {
+                to,
+                probe: true,
+                ema: false,
+            },
+        )
+        .unwrap();
         let back = import(&dst.join("model.safetensors"), &ImportOptions::default()).unwrap();
         assert_eq!(no_ratio(&back.model), no_ratio(&imported.model));
         assert_same(&tensors, &back.tensors(), &report.left_out);
@@ -189,6 +207,7 @@ fn exports_are_reproducible_and_carded() {
             &ExportOptions {
                 to: Target::Torch,
                 probe: false,
+                ema: false,
             },
         )
         .unwrap();
@@ -215,6 +234,7 @@ fn exports_are_reproducible_and_carded() {
         &ExportOptions {
             to: Target::Timm,
             probe: false,
+            ema: false,
         },
     );
     assert!(again.unwrap_err().to_string().contains("is there already"));
@@ -418,6 +438,7 @@ fn a_configuration_in_the_file_is_not_believed() {
         &ExportOptions {
             to: Target::Timm,
             probe: false,
+            ema: false,
         },
     )
     .unwrap();
@@ -484,6 +505,7 @@ fn damaged_checkpoints_never_panic() {
         &ExportOptions {
             to: Target::Torch,
             probe: false,
+            ema: false,
         },
     )
     .unwrap();
@@ -553,6 +575,7 @@ fn a_runs_checkpoint_is_exported_from_the_runs_folder() {
         &ExportOptions {
             to: Target::Torch,
             probe: true,
+            ema: false,
         },
     )
     .unwrap();
@@ -575,6 +598,7 @@ fn a_runs_checkpoint_is_exported_from_the_runs_folder() {
         &ExportOptions {
             to: Target::Torch,
             probe: false,
+            ema: false,
         },
     );
     assert!(again.unwrap_err().to_string().contains("CRC-32C"));

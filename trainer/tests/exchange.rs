@@ -156,7 +156,7 @@ fn a_model_without_a_decoder_comes_back_with_its_momentum_branch() {
     let root = tempfile::tempdir().unwrap();
     let mut tensors = parameters(&moco(), 7);
     let slow = tensors.get_mut("momentum.norm.weight").unwrap();
-    *slow = (slow.as_ref() * 2.0).unwrap(); // it lags behind what it follows
+    *slow = (&*slow * 2.0).unwrap(); // it lags behind what it follows
     let file = root.path().join("own.safetensors");
     save(&tensors, &file);
     let imported = import(&file, &heads()).unwrap();

@@ -12,7 +12,7 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use bytes::Bytes;
 use candle_core::{DType, Device, Tensor};
@@ -160,7 +160,7 @@ fn case(name: &str, kind: ModelKind, views: ViewsKind) -> Case {
     // The siamese decoder's feed-forward part is 2048 wide whatever the model's width, so it makes up for the rest.
     let (width, n_steps) = match kind {
         ModelKind::Siamese => (48, 200),
-        ModelKind::Mae | ModelKind::MultiView => (96, 350),
+        ModelKind::Mae | ModelKind::MultiView => (96, 340),
     };
     Case {
         name: name.to_owned(),
@@ -259,9 +259,12 @@ fn error_in_pixels(forward: &Forward, views: &Tensor) -> f64 {
     sum / n_hidden
 }
 
+/// Figures by name.
+type Measured = Vec<(String, f64)>;
+
 /// The loss, its terms and the error in pixels under masks that are not trained on, by name.
-fn measure(model: &dyn Pretrain, views: &Tensor) -> Vec<(String, f64)> {
-    let mut means: Vec<(String, f64)> = Vec::new();
+fn measure(model: &dyn Pretrain, views: &Tensor) -> Measured {
+    let mut means = Measured::new();
     let n = UNSEEN_EPOCHS.count() as f64;
     for epoch in UNSEEN_EPOCHS {
         let forward = model.forward(views, &step(epoch), false).unwrap();
@@ -294,7 +297,7 @@ fn measure(model: &dyn Pretrain, views: &Tensor) -> Vec<(String, f64)> {
 }
 
 /// Trains a model on the views, always the same ones, and returns what was measured before and after.
-fn overfit(case: &Case, views: &Tensor) -> (Vec<(String, f64)>, Vec<(String, f64)>) {
+fn overfit(case: &Case, views: &Tensor) -> [Measured; 2] {
     let mut params = Params::new(7, DType::F32, &Device::Cpu);
     let model = models::build(&case.model, &mut params).unwrap();
     let trainable: Vec<_> = params
@@ -319,12 +322,18 @@ fn overfit(case: &Case, views: &Tensor) -> (Vec<(String, f64)>, Vec<(String, f64
         let lr = PEAK_LR * (1.0 - epoch as f64 / case.n_steps as f64);
         optim.step(&grads, lr).unwrap();
     }
-    (before, measure(model.as_ref(), views))
+    [before, measure(model.as_ref(), views)]
 }
 
 fn is_learned(case: &Case, real: Option<Arc<Pictures>>, made: impl FnOnce() -> Arc<Pictures>) {
+    // These models are so small that a second thread costs more than it brings, and the tests run side by side.
+    static ONE_THREAD: Once = Once::new();
+    ONE_THREAD.call_once(|| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1);
+        pool.build_global().unwrap();
+    });
     let views = load(case, &real.unwrap_or_else(made));
-    let (before, after) = overfit(case, &views);
+    let [before, after] = overfit(case, &views);
     for ((what, before), (_, after)) in before.iter().zip(&after) {
         let _ = writeln!(
             std::io::stderr(),

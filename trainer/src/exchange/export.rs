@@ -10,8 +10,8 @@ use super::folder::{self, CheckpointInfo, NewFolder, model_to_toml, write_json};
 use super::foreign::{Foreign, Format};
 use super::import::{EPOCH_KEY, MODEL_KEY};
 use super::names::{Tensors, is_encoder, to_hugging_face};
-use super::{NORMALISATION, probe, safetensors_file, sha256_of, torch_file};
-use crate::checkpoint::{EMA_FILE, MODEL_FILE};
+use super::{NORMALISATION, probe, sha256_of, torch_file};
+use crate::checkpoint::{EMA_FILE, MODEL_FILE, write_tensors};
 use crate::error::{Error, Result};
 use crate::models::{ModelConfig, ModelKind};
 
@@ -118,7 +118,7 @@ pub fn export(checkpoint_dir: &Path, dst: &Path, options: &ExportOptions) -> Res
     };
 
     let folder = NewFolder::create(dst)?;
-    safetensors_file::write(&folder.path(MODEL_FILE), &renamed, &metadata(&info)?)?;
+    write_tensors(&folder.path(MODEL_FILE), &renamed, &metadata(&info)?)?;
     let mut names = vec![MODEL_FILE.to_owned()];
     match options.to {
         Target::Timm => {}
@@ -140,7 +140,7 @@ pub fn export(checkpoint_dir: &Path, dst: &Path, options: &ExportOptions) -> Res
     if options.probe {
         let probe = probe::probe(&info.model, &kept, &Device::Cpu)?;
         let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-        safetensors_file::write(&folder.path(PROBE_FILE), &probe, &metadata)?;
+        write_tensors(&folder.path(PROBE_FILE), &probe, &metadata)?;
         names.push(PROBE_FILE.to_owned());
     }
     let mut files = Vec::with_capacity(names.len());

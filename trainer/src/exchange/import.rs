@@ -12,8 +12,8 @@ use super::folder::{
 use super::foreign::{Foreign, Format};
 use super::moments::OptimizerState;
 use super::names::{Tensors, from_hugging_face, is_encoder, is_hugging_face};
-use super::{safetensors_file, sha256_of, sizes};
-use crate::checkpoint::{FileSum, MODEL_FILE, OPTIM_FILE};
+use super::{sha256_of, sizes};
+use crate::checkpoint::{FileSum, MODEL_FILE, OPTIM_FILE, write_tensors};
 use crate::error::{Error, Result};
 use crate::models::multi_view::MOMENTUM;
 use crate::models::{self, ModelConfig, ModelKind};
@@ -295,7 +295,7 @@ impl Imported {
         let mut files = BTreeMap::new();
         let mut write = |name: &str, tensors: &Tensors| -> Result<()> {
             let path = folder.path(name);
-            safetensors_file::write(&path, tensors, &metadata)?;
+            write_tensors(&path, tensors, &metadata)?;
             files.insert(name.to_owned(), FileSum::of(&path)?);
             Ok(())
         };

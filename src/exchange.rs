@@ -51,6 +51,9 @@ pub struct ExportArgs {
     /// Add an input and the features that the encoder makes of it, to check the other program by.
     #[arg(long)]
     probe: bool,
+    /// The running mean of the weights, which runs with `optim.ema_decay` keep, in place of the weights.
+    #[arg(long)]
+    ema: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -159,6 +162,7 @@ pub fn export(args: ExportArgs, out: &Output) -> Result<ExitCode> {
         &ExportOptions {
             to,
             probe: args.probe,
+            ema: args.ema,
         },
     )?;
     let report = Exported {

@@ -103,7 +103,7 @@ fn every_config_in_the_repository_resolves() {
             }
         }
     }
-    assert!(seen >= 24, "only {seen} configs found");
+    assert!(seen >= 27, "only {seen} configs found");
 }
 
 #[test]

@@ -11,7 +11,9 @@ fn a_run_goes_out_comes_back_and_starts_another() {
     let dir = tempfile::tempdir().unwrap();
     let run = dir.path().join("run");
     let mut args = train_args("cropmae", &run, 1);
-    args.extend(["--set".into(), "optim.max_steps=2".into()]);
+    for value in ["optim.max_steps=2", "optim.ema_decay=0.5"] {
+        args.extend(["--set".into(), value.into()]);
+    }
     ok(&strs(&args));
 
     for to in ["timm", "hf", "torch"] {
@@ -31,6 +33,24 @@ fn a_run_goes_out_comes_back_and_starts_another() {
     let heads = ["--num-heads", "3", "--decoder-num-heads", "4"];
     ok(&[&["import", utf8(&model), utf8(&back)][..], &heads].concat());
 
+    let mean = dir.path().join("mean");
+    ok(&["export", utf8(&run), utf8(&mean), "--to", "torch", "--ema"]);
+    let card = fs::read_to_string(mean.join("card.json")).unwrap();
+    assert!(card.contains("ema.safetensors"), "{card}");
+    let nowhere = dir.path().join("nowhere");
+    let message = fails(
+        1,
+        &[
+            "export",
+            utf8(&back),
+            utf8(&nowhere),
+            "--to",
+            "timm",
+            "--ema",
+        ],
+    );
+    assert!(message.contains("no ema.safetensors"), "{message}");
+
     let message = fails(1, &strs(&train_args("cropmae", &back, 1)));
     assert!(message.contains("init="), "{message}");
 
@@ -40,6 +60,10 @@ fn a_run_goes_out_comes_back_and_starts_another() {
     assert!(
         weights("again") == weights("torch"),
         "out, back and out again"
+    );
+    assert!(
+        weights("mean") != weights("torch"),
+        "the mean is not the weights"
     );
 
     let mut args = train_args("cropmae", &dir.path().join("second"), 1);

@@ -14,10 +14,10 @@ use crate::support::{demo_set, fails, json, ok, pairquet, utf8};
 const STEPS: usize = 24;
 
 pub fn train_args(method: &str, out: &Path, threads: usize) -> Vec<String> {
-    let source = if method == "cropmae" {
-        "images"
-    } else {
+    let source = if method == "siammae" {
         "clips"
+    } else {
+        "images"
     };
     let config = format!("{}/configs/smoke/{method}.toml", env!("CARGO_MANIFEST_DIR"));
     let mut args = vec![
@@ -61,6 +61,18 @@ fn figures(run: &Path) -> Vec<[Value; 4]> {
         .map(|line| serde_json::from_str::<Value>(line).expect("a JSON line"))
         .map(|line| ["step", "loss", "lr", "grad_norm"].map(|name| line[name].clone()))
         .collect()
+}
+
+#[test]
+fn the_other_methods_train_from_their_smoke_configs() {
+    let dir = tempfile::tempdir().unwrap();
+    for method in ["mae", "multi_view", "contrastive"] {
+        let out = dir.path().join(method);
+        let mut args = train_args(method, &out, 1);
+        args.extend(["--set".into(), "optim.max_steps=2".into()]);
+        ok(&strs(&args));
+        assert_eq!(figures(&out).len(), 2, "{method}");
+    }
 }
 
 #[test]

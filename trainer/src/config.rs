@@ -140,7 +140,7 @@ pub struct RunConfig {
     pub keep_every: Option<u64>,
     /// And those at multiples of this many epochs; 0 for none. The reference keeps all of them.
     pub keep_every_epochs: u64,
-    /// Steps between pictures of reconstructions; 0 for none.
+    /// Steps between pictures of reconstructions; 0 for none. A model without a decoder has none to show.
     pub pictures_every: u64,
     /// Samples in a picture.
     pub pictures_samples: usize,

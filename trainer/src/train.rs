@@ -197,6 +197,10 @@ pub fn train_from(
             clip::clip(&mut grads, &norms, max_norm)?;
         }
         optim.step(&grads, lr)?;
+        let progress_made = step as f64 / plan.total_steps as f64;
+        if let Some(keep) = config.model.contrastive.momentum_at(progress_made) {
+            params.follow(keep)?;
+        }
         if let Some(ema) = &mut ema {
             ema.update()?;
         }
@@ -359,14 +363,17 @@ fn draw(
             .flatten_all()?
             .to_vec1::<f32>()
     };
+    let Some(reconstruction) = forward.reconstruction else {
+        return Ok(()); // a model without a decoder has nothing to show
+    };
     let sizes = config.model.sizes();
     let picture = Reconstructions {
         views: &values(&views)?,
         n_views: config.model.n_views(),
         size: sizes.img_size,
-        pred: &values(&forward.pred)?,
-        mask: &values(&forward.mask)?,
-        target_view: forward.target_view,
+        pred: &values(&reconstruction.pred)?,
+        mask: &values(&reconstruction.mask)?,
+        target_view: reconstruction.target_view,
         patch_size: sizes.patch_size,
         norm_pix_loss: config.model.norm_pix_loss,
     }

@@ -39,6 +39,17 @@ fn tiny(kind: ModelKind) -> ModelConfig {
     config.resolved(32).unwrap()
 }
 
+/// The contrastive loss alone, with a momentum branch.
+fn moco() -> ModelConfig {
+    let mut config = ModelConfig {
+        reconstruction_weight: 0.0,
+        mask_ratio: Some(0.0),
+        ..tiny(ModelKind::MultiView)
+    };
+    config.contrastive.momentum = Some(0.99);
+    config
+}
+
 type Tensors = BTreeMap<String, Tensor>;
 
 fn parameters(config: &ModelConfig, seed: u64) -> Tensors {
@@ -108,7 +119,16 @@ fn every_format_comes_back_bit_by_bit() {
         assert_eq!(checkpoint_info(&dir).unwrap().model, imported.model);
         for to in [Target::Timm, Target::Torch, Target::HuggingFace] {
             let dst = root.path().join(format!("{to:?}"));
-            let report = export(&dir, &dst, &ExportOptions { to, probe: true }).unwrap();
+            let report = export(
+                &dir,
+                &dst,
+                &ExportOptions {
+                    to,
+                    probe: true,
+                    ema: false,
+                },
+            )
+            .unwrap();
             let whole = to == Target::Torch || to == Target::HuggingFace && kind == ModelKind::Mae;
             assert_eq!(report.left_out.is_empty(), whole, "{kind:?} {to:?}");
             for file in report
@@ -132,6 +152,50 @@ fn every_format_comes_back_bit_by_bit() {
 }
 
 #[test]
+fn a_model_without_a_decoder_comes_back_with_its_momentum_branch() {
+    let root = tempfile::tempdir().unwrap();
+    let mut tensors = parameters(&moco(), 7);
+    let slow = tensors.get_mut("momentum.norm.weight").unwrap();
+    *slow = (&*slow * 2.0).unwrap(); // it lags behind what it follows
+    let file = root.path().join("own.safetensors");
+    save(&tensors, &file);
+    let imported = import(&file, &heads()).unwrap();
+    let no_ratio = |model: &ModelConfig| ModelConfig {
+        mask_ratio: None,
+        ..model.clone()
+    };
+    assert_eq!(imported.model.reconstruction_weight, 0.0);
+    assert_eq!(imported.model.contrastive, moco().contrastive);
+    assert_same(&tensors, &imported.tensors(), &[]);
+    let dir = root.path().join("checkpoint");
+    imported.write(&dir).unwrap();
+    for to in [Target::Timm, Target::Torch] {
+        let dst = root.path().join(format!("{to:?}"));
+        let report = export(
+            &dir,
+            &dst,
+            &ExportOptions {
+                to,
+                probe: true,
+                ema: false,
+            },
+        )
+        .unwrap();
+        let back = import(&dst.join("model.safetensors"), &ImportOptions::default()).unwrap();
+        assert_eq!(no_ratio(&back.model), no_ratio(&imported.model));
+        assert_same(&tensors, &back.tensors(), &report.left_out);
+        if to == Target::Timm {
+            // only the encoder came along: the branch begins where the encoder stands
+            let got = back.tensors();
+            assert_eq!(
+                bits(&got["momentum.norm.weight"]),
+                bits(&tensors["norm.weight"])
+            );
+        }
+    }
+}
+
+#[test]
 fn exports_are_reproducible_and_carded() {
     let root = tempfile::tempdir().unwrap();
     let (dir, ..) = checkpoint(root.path(), ModelKind::Mae);
@@ -143,6 +207,7 @@ fn exports_are_reproducible_and_carded() {
             &ExportOptions {
                 to: Target::Torch,
                 probe: false,
+                ema: false,
             },
         )
         .unwrap();
@@ -169,6 +234,7 @@ fn exports_are_reproducible_and_carded() {
         &ExportOptions {
             to: Target::Timm,
             probe: false,
+            ema: false,
         },
     );
     assert!(again.unwrap_err().to_string().contains("is there already"));
@@ -372,6 +438,7 @@ fn a_configuration_in_the_file_is_not_believed() {
         &ExportOptions {
             to: Target::Timm,
             probe: false,
+            ema: false,
         },
     )
     .unwrap();
@@ -438,6 +505,7 @@ fn damaged_checkpoints_never_panic() {
         &ExportOptions {
             to: Target::Torch,
             probe: false,
+            ema: false,
         },
     )
     .unwrap();
@@ -507,6 +575,7 @@ fn a_runs_checkpoint_is_exported_from_the_runs_folder() {
         &ExportOptions {
             to: Target::Torch,
             probe: true,
+            ema: false,
         },
     )
     .unwrap();
@@ -529,6 +598,7 @@ fn a_runs_checkpoint_is_exported_from_the_runs_folder() {
         &ExportOptions {
             to: Target::Torch,
             probe: false,
+            ema: false,
         },
     );
     assert!(again.unwrap_err().to_string().contains("CRC-32C"));

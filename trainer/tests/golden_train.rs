@@ -22,7 +22,9 @@ use trainer::optim::{
 
 const LOSS_ABS: f64 = 1e-6;
 const GRAD_NORM_REL: f64 = 1e-5;
-/// Beside the distance of the reference's own float32 run from float64: ours may be as far on the other side.
+/// Beside the distance of the reference's own float32 run from float64: ours may be as far on the other side. (Alone it
+/// is met by every tensor of the published trajectories but one, which is 1.004e-5 off where the reference is 7.4e-6 from
+/// float64: `blocks.1.mlp.fc2.weight` of `accum2`. Its losses and gradient norms agree, and so do its moments.)
 const WEIGHT_ABS: f64 = 1e-5;
 const MOMENT_REL: f64 = 1e-4;
 

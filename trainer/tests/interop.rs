@@ -87,7 +87,16 @@ fn other_programs_load_exports_and_give_the_same_features() {
         import(&file, &options).unwrap().write(&checkpoint).unwrap();
         for to in [Target::Timm, Target::Torch, Target::HuggingFace] {
             let dst = root.path().join(format!("{name}-{to:?}"));
-            let report = export(&checkpoint, &dst, &ExportOptions { to, probe: true }).unwrap();
+            let report = export(
+                &checkpoint,
+                &dst,
+                &ExportOptions {
+                    to,
+                    probe: true,
+                    ema: false,
+                },
+            )
+            .unwrap();
             exports.push((dst, report, options.clone(), parameters.clone()));
         }
     }

@@ -18,6 +18,7 @@ mod tensors;
 
 pub use state::{FileSum, LossBits, State};
 pub use tensors::read_tensors;
+pub(crate) use tensors::write_tensors;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -175,15 +176,15 @@ impl Checkpoints {
         state.files = BTreeMap::from([
             (
                 MODEL_FILE.to_string(),
-                tensors::write(&temp.join(MODEL_FILE), model.collect())?,
+                tensors::write_durably(&temp.join(MODEL_FILE), model.collect())?,
             ),
             (
                 OPTIM_FILE.to_string(),
-                tensors::write(&temp.join(OPTIM_FILE), optim.state()?)?,
+                tensors::write_durably(&temp.join(OPTIM_FILE), optim.state()?)?,
             ),
         ]);
         if let Some(ema) = ema {
-            let sum = tensors::write(&temp.join(EMA_FILE), ema.tensors())?;
+            let sum = tensors::write_durably(&temp.join(EMA_FILE), ema.tensors())?;
             state.files.insert(EMA_FILE.to_string(), sum);
         }
         write_durably(&temp.join(STATE_FILE), &state.to_json()?)?;

@@ -30,8 +30,6 @@ pub struct State {
     pub batches_per_epoch: u64,
     /// The losses that the run's summary needs.
     pub losses: LossBits,
-    /// CRC-32C of `config`, in hexadecimal: equal in two runs of the same experiment.
-    pub config_digest: String,
     /// The resolved configuration, as TOML.
     pub config: String,
     /// Size and checksum of the other files, by name.
@@ -96,7 +94,6 @@ impl State {
             loader,
             batches_per_epoch,
             losses,
-            config_digest: format!("{:08x}", crc32c::crc32c(config.as_bytes())),
             config,
             files: BTreeMap::new(),
             crc32c: 0,

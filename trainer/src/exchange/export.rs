@@ -10,8 +10,8 @@ use super::folder::{self, CheckpointInfo, NewFolder, model_to_toml, write_json};
 use super::foreign::{Foreign, Format};
 use super::import::{EPOCH_KEY, MODEL_KEY};
 use super::names::{Tensors, is_encoder, to_hugging_face};
-use super::{NORMALISATION, probe, safetensors_file, sha256_of, torch_file};
-use crate::checkpoint::MODEL_FILE;
+use super::{NORMALISATION, probe, sha256_of, torch_file};
+use crate::checkpoint::{EMA_FILE, MODEL_FILE, write_tensors};
 use crate::error::{Error, Result};
 use crate::models::{ModelConfig, ModelKind};
 
@@ -52,6 +52,8 @@ pub struct ExportOptions {
     pub to: Target,
     /// Whether to add [`PROBE_FILE`].
     pub probe: bool,
+    /// Whether to take the running mean of the weights (`optim.ema_decay`) in place of the weights.
+    pub ema: bool,
 }
 
 /// One file of an export.
@@ -86,10 +88,16 @@ pub struct ExportReport {
 /// * `checkpoint_dir`: a checkpoint's folder, a run's or an imported one, or a run's folder for its newest.
 ///
 /// # Errors
-/// [`Error::Checkpoint`] if the checkpoint cannot be read or `dst` is there already and not empty; [`Error::Io`].
+/// [`Error::Checkpoint`] if the checkpoint cannot be read, has no running mean where that is asked for, or `dst` is there
+/// already and not empty; [`Error::Io`].
 pub fn export(checkpoint_dir: &Path, dst: &Path, options: &ExportOptions) -> Result<ExportReport> {
     let (dir, info) = folder::open(checkpoint_dir)?;
-    let source = dir.join(MODEL_FILE);
+    let file = if options.ema { EMA_FILE } else { MODEL_FILE };
+    let source = dir.join(file);
+    if !source.is_file() {
+        let problem = format!("has no {file}, expected a run with optim.ema_decay");
+        return Err(Error::Checkpoint { path: dir, problem });
+    }
     let (source_sha256, _) = sha256_of(&source)?;
     let whole: Tensors = Foreign::read(&source, Format::Safetensors, false)?
         .tensors
@@ -110,7 +118,7 @@ pub fn export(checkpoint_dir: &Path, dst: &Path, options: &ExportOptions) -> Res
     };
 
     let folder = NewFolder::create(dst)?;
-    safetensors_file::write(&folder.path(MODEL_FILE), &renamed, &metadata(&info)?)?;
+    write_tensors(&folder.path(MODEL_FILE), &renamed, &metadata(&info)?)?;
     let mut names = vec![MODEL_FILE.to_owned()];
     match options.to {
         Target::Timm => {}
@@ -132,7 +140,7 @@ pub fn export(checkpoint_dir: &Path, dst: &Path, options: &ExportOptions) -> Res
     if options.probe {
         let probe = probe::probe(&info.model, &kept, &Device::Cpu)?;
         let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-        safetensors_file::write(&folder.path(PROBE_FILE), &probe, &metadata)?;
+        write_tensors(&folder.path(PROBE_FILE), &probe, &metadata)?;
         names.push(PROBE_FILE.to_owned());
     }
     let mut files = Vec::with_capacity(names.len());
@@ -153,7 +161,7 @@ pub fn export(checkpoint_dir: &Path, dst: &Path, options: &ExportOptions) -> Res
     };
     write_json(
         &folder.path(CARD_FILE),
-        &card(&info, &source_sha256, options.to, &report)?,
+        &card(&info, (file, &source_sha256), options.to, &report)?,
     )?;
     folder.commit()?;
     Ok(report)
@@ -180,7 +188,7 @@ fn model_json(model: &ModelConfig) -> Result<serde_json::Value> {
 
 fn card(
     info: &CheckpointInfo,
-    sha256: &str,
+    (file, sha256): (&str, &str),
     to: Target,
     report: &ExportReport,
 ) -> Result<serde_json::Value> {
@@ -197,6 +205,7 @@ fn card(
         "format": to.name(),
         "program": format!("pairquet {}", env!("CARGO_PKG_VERSION")),
         "checkpoint": {
+            "file": file,
             "model_sha256": sha256,
             "epoch": info.epoch,
             "step": info.step,

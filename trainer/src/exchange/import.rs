@@ -12,9 +12,10 @@ use super::folder::{
 use super::foreign::{Foreign, Format};
 use super::moments::OptimizerState;
 use super::names::{Tensors, from_hugging_face, is_encoder, is_hugging_face};
-use super::{safetensors_file, sha256_of, sizes};
-use crate::checkpoint::{FileSum, MODEL_FILE, OPTIM_FILE};
+use super::{sha256_of, sizes};
+use crate::checkpoint::{FileSum, MODEL_FILE, OPTIM_FILE, write_tensors};
 use crate::error::{Error, Result};
+use crate::models::multi_view::MOMENTUM;
 use crate::models::{self, ModelConfig, ModelKind};
 use crate::nn::params::Params;
 
@@ -147,7 +148,11 @@ pub fn import(file: &Path, options: &ImportOptions) -> Result<Imported> {
     let mut params = Params::new(options.seed, DType::F32, &Device::Cpu);
     models::build(&model, &mut params)?;
     account_for(&tensors, &params, options.allow_missing, &mut notes).map_err(damaged)?;
+    let has_momentum = tensors.keys().any(|name| name.starts_with(MOMENTUM));
     params.load_partial(&tensors.into_iter().collect::<HashMap<_, _>>())?;
+    if !has_momentum {
+        params.follow(0.0)?; // a momentum branch that is made anew begins at these weights
+    }
 
     let optimizer = match foreign.moments.map(|moments| moments.name(&params)) {
         Some(Ok(state)) => Some(state),
@@ -290,7 +295,7 @@ impl Imported {
         let mut files = BTreeMap::new();
         let mut write = |name: &str, tensors: &Tensors| -> Result<()> {
             let path = folder.path(name);
-            safetensors_file::write(&path, tensors, &metadata)?;
+            write_tensors(&path, tensors, &metadata)?;
             files.insert(name.to_owned(), FileSum::of(&path)?);
             Ok(())
         };

@@ -10,7 +10,7 @@
 //! - `foreign`: any file as named tensors. `sizes`: the model's sizes out of their shapes.
 //! - `import`, `moments`: the model, and AdamW's state. `folder`: the checkpoint folder.
 //!   `start`: a run's beginning from one.
-//! - `export`: the way out, with `safetensors_file` and `torch_file`; `probe`: input and features to check it by.
+//! - `export`: the way out, with `torch_file`; `probe`: input and features to check it by.
 //!
 //! Invariants: nothing that a file contains is executed. A file is input: whatever is wrong with it is an
 //! [`Error`](crate::Error) that says where. No tensor is passed over in silence: what a model does not take is an error
@@ -19,13 +19,13 @@
 mod export;
 mod folder;
 mod foreign;
+mod hashing;
 mod import;
 mod moments;
 mod names;
 mod pickle;
 mod probe;
 mod pth;
-mod safetensors_file;
 mod sizes;
 mod start;
 mod torch_file;
@@ -49,7 +49,7 @@ const NORMALISATION: ([f64; 3], [f64; 3]) = ([0.485, 0.456, 0.406], [0.229, 0.22
 /// SHA-256 of a file, in hexadecimal, and its length.
 fn sha256_of(path: &Path) -> Result<(String, u64)> {
     let mut file = std::fs::File::open(path).map_err(Error::io(path))?;
-    let mut hasher = safetensors_file::Hashing::new(std::io::sink());
+    let mut hasher = hashing::Hashing::new(std::io::sink());
     let n_bytes = std::io::copy(&mut file, &mut hasher).map_err(Error::io(path))?;
     Ok((hasher.finish().1, n_bytes))
 }

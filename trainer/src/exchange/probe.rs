@@ -8,11 +8,10 @@ use super::names::{Tensors, is_encoder};
 use crate::error::{Error, Result};
 use crate::models::ModelConfig;
 use crate::models::encoder::Encoder;
-use crate::nn::init::Init;
+use crate::models::tokens::EncoderTokens;
 use crate::nn::params::Params;
 use crate::nn::pass::Pass;
 use crate::nn::patch_embed::patchify;
-use crate::nn::pos_embed::sincos_pos_embed;
 
 /// Pictures in the probe.
 const N_IMAGES: usize = 2;
@@ -25,12 +24,8 @@ const N_IMAGES: usize = 2;
 pub(super) fn probe(model: &ModelConfig, tensors: &Tensors, device: &Device) -> Result<Tensors> {
     let sizes = model.sizes();
     let mut params = Params::new(0, DType::F32, device);
-    let cls_token = params.trainable("cls_token", &[1, 1, sizes.embed_dim], Init::Zeros)?;
-    let pos_embed = params.frozen(
-        "pos_embed",
-        &sincos_pos_embed(sizes.embed_dim, sizes.grid())?,
-    )?;
-    let encoder = Encoder::new(&mut params, &sizes, cls_token, pos_embed, 0.0)?;
+    let tokens = EncoderTokens::new(&mut params, &sizes)?;
+    let encoder = Encoder::new(&mut params, &sizes, tokens, 0.0)?;
     let encoder_tensors: HashMap<String, Tensor> = tensors
         .iter()
         .filter(|(name, _)| is_encoder(name))

@@ -6,6 +6,7 @@ use super::foreign::Hints;
 use super::names::Tensors;
 use crate::error::{Error, Result};
 use crate::masking::n_kept;
+use crate::models::multi_view::MOMENTUM;
 use crate::models::{EncoderPreset, ModelConfig, ModelKind};
 
 /// Beyond these a file is damaged or hostile, and building the model would ask for absurd memory.
@@ -17,6 +18,9 @@ const MAX_NEW_VALUES: usize = 1 << 26;
 /// Width of a head in the encoders and the decoders of the papers.
 const HEAD_WIDTH: usize = 64;
 const DECODER_HEAD_WIDTH: usize = 32;
+
+/// MoCo v3's, for a file that has a momentum branch and does not say.
+const USUAL_MOMENTUM: f64 = 0.99;
 
 /// Ratios tried, in turn, where the file's own would keep or remove nothing of so few patches.
 const MASK_RATIOS: [f64; 2] = [0.75, 0.5];
@@ -109,7 +113,11 @@ pub(super) fn infer(
         base.as_ref().and(Some(sizes.num_heads)),
         notes,
     )?;
-    if file_kind.is_some() {
+    let has_decoder = tensors.contains_key("decoder_embed.weight");
+    if file_kind == Some(ModelKind::MultiView) && !has_decoder {
+        config.reconstruction_weight = 0.0; // trained by the contrastive loss alone
+        sizes.decoder_num_heads = told.decoder_num_heads.unwrap_or(sizes.decoder_num_heads);
+    } else if file_kind.is_some() {
         let [width, _] = dims(tensors, "decoder_embed.weight", |[d, e]| {
             *e == embed_dim && (1..=MAX_WIDTH).contains(d)
         })?;
@@ -148,7 +156,10 @@ pub(super) fn infer(
     if kind == ModelKind::MultiView {
         projector(tensors, embed_dim, &mut config)?;
     }
-    let fits = |ratio: f64| n_kept(grid * grid, ratio).is_ok_and(|kept| kept < grid * grid);
+    let whole_is_fine = config.reconstruction_weight == 0.0;
+    let fits = |ratio: f64| {
+        n_kept(grid * grid, ratio).is_ok_and(|kept| kept < grid * grid || whole_is_fine)
+    };
     if !fits(sizes.mask_ratio) {
         let ratio = MASK_RATIOS
             .into_iter()
@@ -324,6 +335,13 @@ fn projector(tensors: &Tensors, embed_dim: usize, config: &mut ModelConfig) -> R
     contrastive.projector_hidden_dim = hidden;
     contrastive.projector_dim = out;
     contrastive.predictor = tensors.contains_key("predictor.fc1.weight");
+    let has_momentum = tensors.contains_key(&format!("{MOMENTUM}.projector.fc1.weight"));
+    contrastive.momentum = match contrastive.momentum {
+        _ if !has_momentum => None,
+        None => Some(USUAL_MOMENTUM),
+        said => said,
+    };
+    contrastive.momentum_rises &= has_momentum;
     if contrastive.weight == 0.0 {
         contrastive.weight = crate::models::ContrastiveConfig::default().weight;
     }

@@ -87,9 +87,28 @@ pub struct ContrastiveConfig {
     pub projector_hidden_dim: usize,
     /// Output width of the projector; 256 as MoCo v3.
     pub projector_dim: usize,
-    /// Whether a predictor of the same form follows the projector on the query side of each direction, whose keys then
-    /// take no gradient (MoCo v3 without its momentum encoder).
+    /// Whether a predictor of the same form follows the projector on the query side, whose keys then take no gradient,
+    /// as in MoCo v3.
     pub predictor: bool,
+    /// Where the keys come from a momentum branch (encoder and projector once more, which take no gradient but follow
+    /// the trained ones after each step): the share of themselves that they keep; MoCo v3: 0.99. None if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub momentum: Option<f64>,
+    /// Whether `momentum` rises to 1 over the run along a half-cosine, as in MoCo v3 with vision transformers.
+    pub momentum_rises: bool,
+}
+
+impl ContrastiveConfig {
+    /// What the momentum branch keeps of itself after a step that leaves `progress` (0 to 1) of the run done.
+    ///
+    /// Source: MoCo v3, `main_moco.py`, `adjust_moco_momentum`.
+    pub fn momentum_at(&self, progress: f64) -> Option<f64> {
+        let falling = (1.0 + (std::f64::consts::PI * progress).cos()) / 2.0;
+        match self.momentum_rises {
+            true => self.momentum.map(|start| 1.0 - (1.0 - start) * falling),
+            false => self.momentum,
+        }
+    }
 }
 
 impl Default for ContrastiveConfig {
@@ -101,6 +120,8 @@ impl Default for ContrastiveConfig {
             projector_hidden_dim: 4096,
             projector_dim: 256,
             predictor: false,
+            momentum: None,
+            momentum_rises: false,
         }
     }
 }
@@ -149,6 +170,9 @@ pub struct ModelConfig {
     pub drop_path: f64,
     /// What Multi-View MAE reconstructs; the others have no choice.
     pub targets: Targets,
+    /// Factor of Multi-View MAE's reconstruction loss, 1. With 0 there is no decoder, and the contrastive loss trains the
+    /// encoder alone; the others have nothing else.
+    pub reconstruction_weight: f64,
     /// The contrastive part of Multi-View MAE; unused by the others.
     pub contrastive: ContrastiveConfig,
 }
@@ -171,6 +195,7 @@ impl Default for ModelConfig {
             decoder_dropout: 0.1,
             drop_path: 0.0,
             targets: Targets::default(),
+            reconstruction_weight: 1.0,
             contrastive: ContrastiveConfig::default(),
         }
     }
@@ -333,9 +358,34 @@ impl ModelConfig {
                 format!("model.{name} is {size}, expected 1 to {most}"),
             )?;
         }
+        let weight = self.reconstruction_weight;
+        expect(
+            weight >= 0.0 && weight.is_finite(),
+            format!("model.reconstruction_weight is {weight}, expected at least 0"),
+        )?;
+        expect(
+            weight == 1.0 || self.kind == ModelKind::MultiView,
+            format!(
+                "model.reconstruction_weight is {weight}, expected 1 for model.kind {:?}, which has no other loss",
+                self.kind
+            ),
+        )?;
+        expect(
+            weight > 0.0 || self.contrastive.weight > 0.0,
+            "model.reconstruction_weight and model.contrastive.weight are 0, expected one of them to be more: \
+             nothing would be learned"
+                .to_owned(),
+        )?;
+        expect(
+            weight > 0.0 || self.targets == Targets::Own,
+            format!(
+                "model.targets is {:?}, expected Own where model.reconstruction_weight is 0: nothing is a target",
+                self.targets
+            ),
+        )?;
         let kept = n_kept(sizes.n_patches(), sizes.mask_ratio)?;
         expect(
-            kept < sizes.n_patches(),
+            kept < sizes.n_patches() || weight == 0.0,
             format!(
                 "model.mask_ratio is {}, expected one that removes at least one patch",
                 sizes.mask_ratio
@@ -364,6 +414,17 @@ impl ModelConfig {
                 "model.contrastive.temperature is {}, expected more than 0",
                 contrastive.temperature
             ),
+        )?;
+        if let Some(momentum) = contrastive.momentum {
+            expect(
+                (0.0..1.0).contains(&momentum),
+                format!("model.contrastive.momentum is {momentum}, expected 0 <= momentum < 1"),
+            )?;
+        }
+        expect(
+            contrastive.momentum.is_some() || !contrastive.momentum_rises,
+            "model.contrastive.momentum_rises is true, expected a value of momentum to rise from"
+                .to_owned(),
         )?;
         expect(
             contrastive.projector_hidden_dim > 0 && contrastive.projector_dim > 0,
@@ -428,6 +489,33 @@ mod tests {
         assert!(wrong("mask_ratio = 0.0").contains("removes at least one"));
         assert!(wrong("decoder_dropout = 1.0").contains("decoder_dropout"));
         assert!(wrong("[contrastive]\ntemperature = 0.0").contains("temperature"));
+        let multi_view = |toml: &str| wrong(&format!("kind = \"multi_view\"\n{toml}"));
+        assert!(wrong("reconstruction_weight = 0.0").contains("no other loss"));
+        assert!(multi_view("reconstruction_weight = -1.0").contains("at least 0"));
+        assert!(
+            multi_view("reconstruction_weight = 0.0\n[contrastive]\nweight = 0.0")
+                .contains("nothing would be learned")
+        );
+        assert!(
+            multi_view("reconstruction_weight = 0.0\ntargets = \"cross\"")
+                .contains("targets is Cross")
+        );
+        assert!(multi_view("mask_ratio = 0.0").contains("removes at least one"));
+        assert!(multi_view("[contrastive]\nmomentum = 1.0").contains("momentum is 1"));
+        assert!(multi_view("[contrastive]\nmomentum_rises = true").contains("rise from"));
         assert!(toml::from_str::<ModelConfig>("decoder_width = 5").is_err());
+    }
+
+    #[test]
+    fn momentum_stays_or_rises_to_one() {
+        let mut config = ContrastiveConfig::default();
+        assert_eq!(config.momentum_at(0.5), None);
+        config.momentum = Some(0.99);
+        assert_eq!(config.momentum_at(0.5), Some(0.99));
+        config.momentum_rises = true;
+        for (progress, expected) in [(0.0, 0.99), (0.5, 0.995), (1.0, 1.0)] {
+            let got = config.momentum_at(progress).unwrap();
+            assert!((got - expected).abs() < 1e-15, "{progress}: {got}");
+        }
     }
 }

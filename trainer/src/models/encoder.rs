@@ -5,6 +5,7 @@
 use candle_core::Tensor;
 
 use super::config::Sizes;
+use super::tokens::EncoderTokens;
 use crate::error::Result;
 use crate::masking::Masking;
 use crate::nn::block::Block;
@@ -13,12 +14,11 @@ use crate::nn::params::Params;
 use crate::nn::pass::Pass;
 use crate::nn::patch_embed::PatchEmbed;
 
-/// Patch embedding, blocks and final norm. The class token and the position table belong to the model around it, which
-/// registers them first, as the reference does.
+/// Patch embedding, blocks and final norm. The model around it registers the tokens, before those of a decoder, as the
+/// reference does.
 #[derive(Debug, Clone)]
 pub struct Encoder {
-    cls_token: Tensor,
-    pos_embed: Tensor,
+    tokens: EncoderTokens,
     patch_embed: PatchEmbed,
     blocks: Vec<Block>,
     norm: LayerNorm,
@@ -27,8 +27,6 @@ pub struct Encoder {
 impl Encoder {
     /// Registers `patch_embed`, `blocks` and `norm`.
     ///
-    /// * `cls_token`: `[1, 1, D]`.
-    /// * `pos_embed`: `[1, 1 + N, D]`, fixed.
     /// * `drop_path`: stochastic depth of the last block, rising linearly from 0 at the first.
     ///
     /// # Errors
@@ -36,8 +34,7 @@ impl Encoder {
     pub fn new(
         params: &mut Params,
         sizes: &Sizes,
-        cls_token: Tensor,
-        pos_embed: Tensor,
+        tokens: EncoderTokens,
         drop_path: f64,
     ) -> Result<Encoder> {
         let patch_embed =
@@ -57,8 +54,7 @@ impl Encoder {
             .collect::<Result<_>>()?;
         let norm = LayerNorm::new(params, "norm", sizes.embed_dim)?;
         Ok(Encoder {
-            cls_token,
-            pos_embed,
+            tokens,
             patch_embed,
             blocks,
             norm,
@@ -73,7 +69,7 @@ impl Encoder {
         let tokens = self.patch_embed.forward(patches)?;
         pass.see("patch_embed", "", &tokens);
         let n_patches = tokens.dim(1)?;
-        let tokens = tokens.broadcast_add(&self.pos_embed.narrow(1, 1, n_patches)?)?;
+        let tokens = tokens.broadcast_add(&self.tokens.pos_embed.narrow(1, 1, n_patches)?)?;
         self.transform(tokens, pass)
     }
 
@@ -91,15 +87,15 @@ impl Encoder {
         pass.see("patch_embed", "", &tokens);
         let n_patches = patches.dim(1)?;
         let positions =
-            masking.gather_table(&self.pos_embed.narrow(1, 1, n_patches)?.squeeze(0)?)?; // [B, K, D]
+            masking.gather_table(&self.tokens.pos_embed.narrow(1, 1, n_patches)?.squeeze(0)?)?; // [B, K, D]
         self.transform((tokens + positions)?, pass)
     }
 
     /// Class token in front, blocks, norm.
     fn transform(&self, tokens: Tensor, pass: Pass) -> Result<Tensor> {
         let (batch, _, width) = tokens.dims3()?;
-        let class =
-            (&self.cls_token + self.pos_embed.narrow(1, 0, 1)?)?.broadcast_as((batch, 1, width))?;
+        let class = (&self.tokens.cls_token + self.tokens.pos_embed.narrow(1, 0, 1)?)?
+            .broadcast_as((batch, 1, width))?;
         let mut x = Tensor::cat(&[&class, &tokens], 1)?;
         for block in &self.blocks {
             x = block.forward(&x, pass)?;

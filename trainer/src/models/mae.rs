@@ -6,8 +6,8 @@ use candle_core::Tensor;
 
 use super::config::{ModelConfig, Sizes};
 use super::encoder::Encoder;
-use super::tokens::Tokens;
-use super::{Forward, Pretrain, split_views};
+use super::tokens::{DecoderTokens, EncoderTokens};
+use super::{Forward, Pretrain, Reconstruction, split_views};
 use crate::error::Result;
 use crate::loss::{masked_patch_mse, pixel_targets};
 use crate::masking::{Masking, StepRandomness};
@@ -21,8 +21,7 @@ use crate::nn::patch_embed::patchify;
 /// MAE's decoder: mask tokens and positions, then plain pre-norm blocks over all tokens.
 #[derive(Debug, Clone)]
 pub struct MaeDecoder {
-    mask_token: Tensor,
-    decoder_pos_embed: Tensor,
+    tokens: DecoderTokens,
     decoder_embed: Linear,
     decoder_blocks: Vec<Block>,
     decoder_norm: LayerNorm,
@@ -34,16 +33,10 @@ impl MaeDecoder {
     ///
     /// # Errors
     /// If the sizes do not fit each other.
-    pub fn new(
-        params: &mut Params,
-        sizes: &Sizes,
-        mask_token: Tensor,
-        decoder_pos_embed: Tensor,
-    ) -> Result<MaeDecoder> {
+    pub fn new(params: &mut Params, sizes: &Sizes, tokens: DecoderTokens) -> Result<MaeDecoder> {
         let width = sizes.decoder_embed_dim;
         Ok(MaeDecoder {
-            mask_token,
-            decoder_pos_embed,
+            tokens,
             decoder_embed: Linear::new(params, "decoder_embed", sizes.embed_dim, width)?,
             decoder_blocks: (0..sizes.decoder_depth)
                 .map(|i| {
@@ -68,8 +61,8 @@ impl MaeDecoder {
     pub fn forward(&self, kept: &Tensor, masking: &Masking, pass: Pass) -> Result<Tensor> {
         let kept = self.decoder_embed.forward(kept)?;
         pass.see("decoder_embed", "", &kept);
-        let x = masking.restore(&kept, &self.mask_token)?; // [B, 1 + N, D]
-        let mut x = x.broadcast_add(&self.decoder_pos_embed)?;
+        let x = masking.restore(&kept, &self.tokens.mask_token)?; // [B, 1 + N, D]
+        let mut x = x.broadcast_add(&self.tokens.decoder_pos_embed)?;
         pass.see("decoder_in", "", &x);
         for block in &self.decoder_blocks {
             x = block.forward(&x, pass)?;
@@ -102,16 +95,12 @@ impl Mae {
     /// If the configuration's sizes do not fit each other.
     pub fn new(config: &ModelConfig, params: &mut Params) -> Result<Mae> {
         let sizes = config.sizes();
-        let Tokens {
-            cls_token,
-            pos_embed,
-            mask_token,
-            decoder_pos_embed,
-        } = Tokens::new(params, &sizes)?;
+        let tokens = EncoderTokens::new(params, &sizes)?;
+        let decoder_tokens = DecoderTokens::new(params, &sizes)?;
         Ok(Mae {
             config: config.clone(),
-            encoder: Encoder::new(params, &sizes, cls_token, pos_embed, config.drop_path)?,
-            decoder: MaeDecoder::new(params, &sizes, mask_token, decoder_pos_embed)?,
+            encoder: Encoder::new(params, &sizes, tokens, config.drop_path)?,
+            decoder: MaeDecoder::new(params, &sizes, decoder_tokens)?,
         })
     }
 
@@ -132,9 +121,11 @@ impl Mae {
         Ok(Forward {
             loss,
             parts: Vec::new(),
-            pred,
-            mask,
-            target_view: 0,
+            reconstruction: Some(Reconstruction {
+                pred,
+                mask,
+                target_view: 0,
+            }),
         })
     }
 }

@@ -9,7 +9,7 @@ pub mod multi_view;
 pub mod siamese;
 #[cfg(test)]
 mod tests;
-mod tokens;
+pub mod tokens;
 
 use candle_core::Tensor;
 
@@ -26,7 +26,14 @@ pub struct Forward {
     pub loss: Tensor,
     /// The terms it is made of, before their weights, where there are several.
     pub parts: Vec<(&'static str, Tensor)>,
-    /// Predicted patches `[B, N, P]`, in units of the targets: normalised patch by patch with `norm_pix_loss`.
+    /// What was predicted; `None` from a model that reconstructs nothing.
+    pub reconstruction: Option<Reconstruction>,
+}
+
+/// Predicted patches of one view.
+#[derive(Debug, Clone)]
+pub struct Reconstruction {
+    /// `[B, N, P]`, in units of the targets: normalised patch by patch with `norm_pix_loss`.
     pub pred: Tensor,
     /// `[B, N]`, 1 where a patch was removed and the prediction counts.
     pub mask: Tensor,

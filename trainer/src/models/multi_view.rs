@@ -5,6 +5,9 @@
 //! loss on the encoder's outputs whose best weight was 2.0, and "two different targets". The rest is this project's
 //! reading, each choice an option of [`ModelConfig`](super::ModelConfig): see [`Targets`] and [`ContrastiveConfig`].
 //!
+//! The contrastive term alone (`reconstruction_weight = 0`, `mask_ratio = 0`) is SimCLR's scheme, with `predictor` and
+//! `momentum` MoCo v3's: the baselines of the paper's tables.
+//!
 //! Letters: B batch, N patches, K kept patches, P values of a patch, D width, Z width of the projection.
 
 use candle_core::Tensor;
@@ -12,10 +15,10 @@ use candle_core::Tensor;
 use super::config::{ContrastiveConfig, ModelConfig, Pool, Targets};
 use super::encoder::Encoder;
 use super::mae::MaeDecoder;
-use super::tokens::Tokens;
-use super::{Forward, Pretrain, split_views};
+use super::tokens::{DecoderTokens, EncoderTokens};
+use super::{Forward, Pretrain, Reconstruction, split_views};
 use crate::error::Result;
-use crate::loss::{info_nce, masked_patch_mse, pixel_targets};
+use crate::loss::{Keys, info_nce, masked_patch_mse, pixel_targets};
 use crate::masking::{Masking, StepRandomness};
 use crate::nn::linear::Linear;
 use crate::nn::norm::{BatchNorm, unit_length};
@@ -53,46 +56,85 @@ impl Projector {
     }
 }
 
-/// The heads that only the contrastive loss needs.
+/// The heads that only the contrastive loss needs, and the momentum branch.
 #[derive(Debug, Clone)]
 struct Contrastive {
     config: ContrastiveConfig,
     projector: Projector,
     predictor: Option<Projector>,
+    momentum: Option<Momentum>,
 }
 
+/// Encoder and projector once more, as running means of the trained ones ([`Params::follow`]): they make the keys, and
+/// take no gradient.
+#[derive(Debug, Clone)]
+struct Momentum {
+    encoder: Encoder,
+    projector: Projector,
+}
+
+/// Start of the names of the momentum branch's parameters.
+pub const MOMENTUM: &str = "momentum";
+
 impl Contrastive {
-    fn new(
-        config: &ContrastiveConfig,
-        params: &mut Params,
-        embed_dim: usize,
-    ) -> Result<Contrastive> {
-        let (hidden, out) = (config.projector_hidden_dim, config.projector_dim);
+    fn new(config: &ModelConfig, params: &mut Params) -> Result<Contrastive> {
+        let (sizes, part) = (config.sizes(), &config.contrastive);
+        let (hidden, out) = (part.projector_hidden_dim, part.projector_dim);
+        let projector =
+            |params: &mut Params| Projector::new(params, "projector", sizes.embed_dim, hidden, out);
         Ok(Contrastive {
-            config: config.clone(),
-            projector: Projector::new(params, "projector", embed_dim, hidden, out)?,
-            predictor: match config.predictor {
+            config: part.clone(),
+            projector: projector(params)?,
+            predictor: match part.predictor {
                 true => Some(Projector::new(params, "predictor", out, hidden, out)?),
                 false => None,
+            },
+            momentum: match part.momentum {
+                Some(_) => Some(params.following(MOMENTUM, |params| {
+                    let tokens = EncoderTokens::new(params, &sizes)?;
+                    Ok(Momentum {
+                        encoder: Encoder::new(params, &sizes, tokens, config.drop_path)?,
+                        projector: projector(params)?,
+                    })
+                })?),
+                None => None,
             },
         })
     }
 
-    /// The loss between two views' encodings `[B, 1 + K, D]`.
-    fn loss(&self, encoded: [&Tensor; 2]) -> Result<Tensor> {
-        let project = |tokens: &Tensor| self.projector.forward(&self.pool(tokens)?);
-        let [z1, z2] = [project(encoded[0])?, project(encoded[1])?]; // [B, Z]
+    /// The loss between two views, symmetric: the mean of the first's queries among the second's keys and the reverse.
+    ///
+    /// * `encoded`: their encodings, `[B, 1 + K, D]`.
+    /// * `inputs`, `masks`: their patches `[B, N, P]` and which of them were kept, for the momentum branch.
+    fn loss(
+        &self,
+        encoded: [&Tensor; 2],
+        inputs: [&Tensor; 2],
+        masks: [&Masking; 2],
+        pass: Pass,
+    ) -> Result<Tensor> {
+        let side = |i: usize, view: &'static str| -> Result<(Tensor, Keys)> {
+            let projected = self.projector.forward(&self.pool(encoded[i])?)?; // [B, Z]
+            let query = match &self.predictor {
+                Some(predictor) => predictor.forward(&projected)?,
+                None => projected.clone(),
+            };
+            let key = match &self.momentum {
+                Some(momentum) => {
+                    let pass = pass.in_view(view);
+                    let encoded = momentum.encoder.forward_masked(inputs[i], masks[i], pass)?;
+                    momentum.projector.forward(&self.pool(&encoded)?)?
+                }
+                None if self.predictor.is_some() => projected.detach(),
+                None => projected,
+            };
+            Ok((unit_length(&query)?, Keys::local(unit_length(&key)?)))
+        };
+        let (first, second) = (side(0, "momentum1")?, side(1, "momentum2")?);
         let temperature = self.config.temperature;
-        match &self.predictor {
-            None => info_nce(&unit_length(&z1)?, &unit_length(&z2)?, temperature),
-            Some(predictor) => {
-                let queries = |z: &Tensor| unit_length(&predictor.forward(z)?);
-                let keys = |z: &Tensor| unit_length(&z.detach());
-                let forth = info_nce(&queries(&z1)?, &keys(&z2)?, temperature)?;
-                let back = info_nce(&queries(&z2)?, &keys(&z1)?, temperature)?;
-                Ok(((forth + back)? * 0.5)?)
-            }
-        }
+        let forth = info_nce(&first.0, &second.1, temperature)?;
+        let back = info_nce(&second.0, &first.1, temperature)?;
+        Ok(((forth + back)? * 0.5)?)
     }
 
     fn pool(&self, tokens: &Tensor) -> Result<Tensor> {
@@ -103,49 +145,37 @@ impl Contrastive {
     }
 }
 
-/// The two-view masked autoencoder. Without the contrastive loss (weight 0) it has no projector.
+/// The two-view masked autoencoder. Without the contrastive loss (weight 0) it has no projector, without reconstruction
+/// (weight 0) no decoder.
 #[derive(Debug, Clone)]
 pub struct MultiView {
     config: ModelConfig,
     encoder: Encoder,
-    decoder: MaeDecoder,
+    decoder: Option<MaeDecoder>,
     contrastive: Option<Contrastive>,
 }
 
-/// What one view gives.
-struct Branch {
-    /// `[B, 1 + K, D]`.
-    encoded: Tensor,
-    /// `[B, N, P]`.
-    pred: Tensor,
-    /// `[B, N]`.
-    mask: Tensor,
-    loss: Tensor,
-}
-
 impl MultiView {
-    /// Registers MAE's parameters, then `projector` and `predictor`.
+    /// Registers MAE's parameters, then `projector`, `predictor` and `momentum`.
     ///
     /// # Errors
     /// If the configuration's sizes do not fit each other.
     pub fn new(config: &ModelConfig, params: &mut Params) -> Result<MultiView> {
         let sizes = config.sizes();
-        let Tokens {
-            cls_token,
-            pos_embed,
-            mask_token,
-            decoder_pos_embed,
-        } = Tokens::new(params, &sizes)?;
+        let tokens = EncoderTokens::new(params, &sizes)?;
+        let decoder_tokens = match config.reconstruction_weight > 0.0 {
+            true => Some(DecoderTokens::new(params, &sizes)?),
+            false => None,
+        };
         Ok(MultiView {
             config: config.clone(),
-            encoder: Encoder::new(params, &sizes, cls_token, pos_embed, config.drop_path)?,
-            decoder: MaeDecoder::new(params, &sizes, mask_token, decoder_pos_embed)?,
+            encoder: Encoder::new(params, &sizes, tokens, config.drop_path)?,
+            decoder: match decoder_tokens {
+                Some(tokens) => Some(MaeDecoder::new(params, &sizes, tokens)?),
+                None => None,
+            },
             contrastive: match config.contrastive.weight > 0.0 {
-                true => Some(Contrastive::new(
-                    &config.contrastive,
-                    params,
-                    sizes.embed_dim,
-                )?),
+                true => Some(Contrastive::new(config, params)?),
                 false => None,
             },
         })
@@ -172,52 +202,43 @@ impl MultiView {
             Targets::Shared => ([&first, &first], [&first, &first]),
             Targets::Cross => ([&first, &second], [&second, &first]),
         };
+        let passes = [pass.in_view("view1"), pass.in_view("view2")];
+        let encode = |i: usize| self.encoder.forward_masked(inputs[i], masks[i], passes[i]);
+        let encoded = [encode(0)?, encode(1)?]; // [B, 1 + K, D]
 
-        let branch = |i: usize, view: &'static str| -> Result<Branch> {
-            let pass = pass.in_view(view);
-            let encoded = self.encoder.forward_masked(inputs[i], masks[i], pass)?; // [B, 1 + K, D]
-            let pred = self.decoder.forward(&encoded, masks[i], pass)?; // [B, N, P]
-            let mask = masks[i].mask(pred.dtype(), pred.device())?;
-            let target = pixel_targets(targets[i], self.config.norm_pix_loss)?;
-            let loss = masked_patch_mse(&pred, &target, &mask)?;
-            Ok(Branch {
-                encoded,
-                pred,
-                mask,
-                loss,
-            })
-        };
-        let (one, two) = (branch(0, "view1")?, branch(1, "view2")?);
-        let reconstruction = ((one.loss + two.loss)? * 0.5)?;
-
-        let (loss, parts) = match &self.contrastive {
-            None => (
-                reconstruction.clone(),
-                vec![("reconstruction", reconstruction)],
-            ),
-            Some(part) => {
-                let contrastive = part.loss([&one.encoded, &two.encoded])?;
-                let loss = (&reconstruction + (&contrastive * part.config.weight)?)?;
-                (
-                    loss,
-                    vec![
-                        ("reconstruction", reconstruction),
-                        ("contrastive", contrastive),
-                    ],
-                )
-            }
-        };
-        let target_view = if self.config.targets == Targets::Cross {
-            1
-        } else {
-            0
-        };
+        let mut parts = Vec::new();
+        let mut terms = Vec::new();
+        let mut reconstruction = None;
+        if let Some(decoder) = &self.decoder {
+            let branch = |i: usize| -> Result<(Tensor, Reconstruction)> {
+                let pred = decoder.forward(&encoded[i], masks[i], passes[i])?; // [B, N, P]
+                let mask = masks[i].mask(pred.dtype(), pred.device())?;
+                let target = pixel_targets(targets[i], self.config.norm_pix_loss)?;
+                let loss = masked_patch_mse(&pred, &target, &mask)?;
+                let target_view = usize::from(self.config.targets == Targets::Cross);
+                let reconstruction = Reconstruction {
+                    pred,
+                    mask,
+                    target_view,
+                };
+                Ok((loss, reconstruction))
+            };
+            let ((one, shown), (two, _)) = (branch(0)?, branch(1)?);
+            let loss = ((one + two)? * 0.5)?;
+            terms.push((&loss * self.config.reconstruction_weight)?);
+            parts.push(("reconstruction", loss));
+            reconstruction = Some(shown);
+        }
+        if let Some(part) = &self.contrastive {
+            let loss = part.loss([&encoded[0], &encoded[1]], inputs, masks, pass)?;
+            terms.push((&loss * part.config.weight)?);
+            parts.push(("contrastive", loss));
+        }
+        let loss = Tensor::stack(&terms, 0)?.sum_all()?;
         Ok(Forward {
             loss,
             parts,
-            pred: one.pred,
-            mask: one.mask,
-            target_view,
+            reconstruction,
         })
     }
 }

@@ -7,8 +7,8 @@ use candle_core::Tensor;
 
 use super::config::ModelConfig;
 use super::encoder::Encoder;
-use super::tokens::Tokens;
-use super::{Forward, Pretrain, split_views};
+use super::tokens::{DecoderTokens, EncoderTokens};
+use super::{Forward, Pretrain, Reconstruction, split_views};
 use crate::error::Result;
 use crate::loss::{masked_patch_mse, pixel_targets};
 use crate::masking::{Masking, StepRandomness};
@@ -26,8 +26,7 @@ use crate::nn::patch_embed::patchify;
 pub struct Siamese {
     config: ModelConfig,
     encoder: Encoder,
-    mask_token: Tensor,
-    decoder_pos_embed: Tensor,
+    decoder_tokens: DecoderTokens,
     decoder_embed: Linear,
     decoder_blocks: Vec<DecoderBlock>,
     decoder_norm: LayerNorm,
@@ -41,13 +40,9 @@ impl Siamese {
     /// If the configuration's sizes do not fit each other.
     pub fn new(config: &ModelConfig, params: &mut Params) -> Result<Siamese> {
         let sizes = config.sizes();
-        let Tokens {
-            cls_token,
-            pos_embed,
-            mask_token,
-            decoder_pos_embed,
-        } = Tokens::new(params, &sizes)?;
-        let encoder = Encoder::new(params, &sizes, cls_token, pos_embed, config.drop_path)?;
+        let tokens = EncoderTokens::new(params, &sizes)?;
+        let decoder_tokens = DecoderTokens::new(params, &sizes)?;
+        let encoder = Encoder::new(params, &sizes, tokens, config.drop_path)?;
         let width = sizes.decoder_embed_dim;
         let decoder_embed = Linear::new(params, "decoder_embed", sizes.embed_dim, width)?;
         let decoder_blocks = (0..sizes.decoder_depth)
@@ -65,8 +60,7 @@ impl Siamese {
         Ok(Siamese {
             config: config.clone(),
             encoder,
-            mask_token,
-            decoder_pos_embed,
+            decoder_tokens,
             decoder_embed,
             decoder_blocks,
             decoder_norm: LayerNorm::new(params, "decoder_norm", width)?,
@@ -96,9 +90,11 @@ impl Siamese {
         Ok(Forward {
             loss,
             parts: Vec::new(),
-            pred,
-            mask,
-            target_view: 1,
+            reconstruction: Some(Reconstruction {
+                pred,
+                mask,
+                target_view: 1,
+            }),
         })
     }
 
@@ -114,8 +110,8 @@ impl Siamese {
         pass.in_view("view1").see("decoder_embed", "", &memory);
         let kept = self.decoder_embed.forward(kept)?; // [B, 1 + K, D]
         pass.in_view("view2").see("decoder_embed", "", &kept);
-        let x = masking.restore(&kept, &self.mask_token)?; // [B, 1 + N, D]
-        let mut x = x.broadcast_add(&self.decoder_pos_embed)?;
+        let x = masking.restore(&kept, &self.decoder_tokens.mask_token)?; // [B, 1 + N, D]
+        let mut x = x.broadcast_add(&self.decoder_tokens.decoder_pos_embed)?;
         pass.see("decoder_in", "", &x);
         for block in &self.decoder_blocks {
             x = block.forward(&x, &memory, pass)?;

@@ -50,7 +50,20 @@ fn all_kinds() -> Vec<(String, ModelConfig)> {
     };
     with("mean pool", &|c| c.pool = Pool::Mean);
     with("predictor", &|c| c.predictor = true);
+    with("momentum", &|c| c.momentum = Some(0.5));
     with("no contrastive", &|c| c.weight = 0.0);
+    let alone = |change: &dyn Fn(&mut ContrastiveConfig)| {
+        let mut config = ModelConfig {
+            reconstruction_weight: 0.0,
+            mask_ratio: Some(0.0),
+            ..tiny(ModelKind::MultiView)
+        };
+        change(&mut config.contrastive);
+        config
+    };
+    kinds.push(("contrastive alone".to_owned(), alone(&|_| ())));
+    let moco = alone(&|c| (c.predictor, c.momentum) = (true, Some(0.5)));
+    kinds.push(("moco".to_owned(), moco));
     kinds
 }
 
@@ -160,6 +173,9 @@ fn one_batch_is_learned() {
             for (param, (m, v)) in params.iter_trainable().zip(&mut moments) {
                 adam(param, gradients.get(&param.var).unwrap(), m, v, i);
             }
+            if let Some(keep) = config.contrastive.momentum_at(0.0) {
+                params.follow(keep).unwrap();
+            }
         }
         let (first, last) = (losses[0], *losses.last().unwrap());
         assert!(last < 0.3 * first, "{name}: from {first} to {last}");
@@ -188,6 +204,7 @@ fn a_sample_does_not_depend_on_its_batch() {
         let model = build(&config, &mut params).unwrap();
         let views = views(3, config.n_views(), DType::F32);
         let together = model.forward(&views, &step(3, 0), true).unwrap();
+        let together = together.reconstruction.unwrap();
         for sample in 0..3u64 {
             let alone = StepRandomness {
                 samples: vec![sample],
@@ -200,6 +217,7 @@ fn a_sample_does_not_depend_on_its_batch() {
             let distance = |a: &Tensor, b: &Tensor| {
                 scalar(&(a - b).unwrap().abs().unwrap().max_all().unwrap())
             };
+            let alone = alone.reconstruction.unwrap();
             assert_eq!(distance(&of_batch(&together.mask), &alone.mask), 0.0);
             assert!(
                 distance(&of_batch(&together.pred), &alone.pred) < 1e-5,
@@ -286,7 +304,8 @@ fn gradients_are_the_slopes_of_the_loss() {
             let h = 1e-5;
             let slope = (shifted(h) - shifted(-h)) / (2.0 * h);
             set(&values);
-            // With a predictor the keys are constants of the gradient but not of the slope.
+            // With a predictor the keys are constants of the gradient but not of the slope; a momentum branch's are
+            // constants of both.
             if name.contains("predictor")
                 && !param.name.starts_with("predictor")
                 && !param.name.starts_with("decoder")
@@ -302,4 +321,66 @@ fn gradients_are_the_slopes_of_the_loss() {
             );
         }
     }
+}
+
+/// The branch changes the loss through its own weights, follows where it is led, and is outside of all that trains.
+#[test]
+fn a_momentum_branch_makes_the_keys_and_takes_no_gradient() {
+    let mut config = tiny(ModelKind::MultiView);
+    config.contrastive.momentum = Some(0.5);
+    let mut params = Params::new(6, DType::F32, &Device::Cpu);
+    let model = build(&config, &mut params).unwrap();
+    let mut without = Params::new(6, DType::F32, &Device::Cpu);
+    config.contrastive.momentum = None;
+    let plain = build(&config, &mut without).unwrap();
+    let names = |params: &Params| -> Vec<String> {
+        let trainable = params.iter_trainable();
+        trainable.map(|param| param.name.clone()).collect()
+    };
+    assert_eq!(names(&params), names(&without), "nothing more is trained");
+
+    let views = views(4, 2, DType::F32);
+    let loss = |model: &dyn Pretrain| model.forward(&views, &step(4, 0), true).unwrap().loss;
+    let same = scalar(&loss(model.as_ref()));
+    assert_eq!(same, scalar(&loss(plain.as_ref())), "equal at the start");
+
+    let gradients = loss(model.as_ref()).backward().unwrap();
+    let followers: Vec<_> = params
+        .iter()
+        .filter(|p| p.name.starts_with("momentum."))
+        .collect();
+    assert!(followers.len() > 20);
+    for param in &followers {
+        assert!(gradients.get(&param.var).is_none(), "{}", param.name);
+    }
+    let moved = &params.get("momentum.blocks.1.mlp.fc2.weight").unwrap().var;
+    moved.set(&(moved.as_tensor() * 3.0).unwrap()).unwrap();
+    assert_ne!(
+        scalar(&loss(model.as_ref())),
+        same,
+        "the keys are the branch's"
+    );
+    params.follow(0.0).unwrap();
+    assert_eq!(scalar(&loss(model.as_ref())), same);
+}
+
+#[test]
+fn without_reconstruction_there_is_no_decoder() {
+    let config = ModelConfig {
+        reconstruction_weight: 0.0,
+        mask_ratio: Some(0.0),
+        ..tiny(ModelKind::MultiView)
+    };
+    let mut params = Params::new(6, DType::F32, &Device::Cpu);
+    let model = build(&config, &mut params).unwrap();
+    let decoder = |name: &str| name.starts_with("decoder") || name == "mask_token";
+    assert!(!params.iter().any(|param| decoder(&param.name)));
+    let forward = model
+        .forward(&views(3, 2, DType::F32), &step(3, 0), true)
+        .unwrap();
+    assert!(forward.reconstruction.is_none());
+    let parts: Vec<&str> = forward.parts.iter().map(|(name, _)| *name).collect();
+    assert_eq!(parts, ["contrastive"]);
+    let weighted = 2.0 * scalar(&forward.parts[0].1);
+    assert!((scalar(&forward.loss) - weighted).abs() < 1e-6);
 }

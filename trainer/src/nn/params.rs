@@ -14,8 +14,10 @@ pub struct Param {
     pub name: String,
     /// Its storage. The model's layers hold tensors that share it, so [`Var::set`] is seen by the model at once.
     pub var: Var,
-    /// False for fixed tables (`pos_embed`, `decoder_pos_embed`), which are saved but never trained.
+    /// False for fixed tables (`pos_embed`, `decoder_pos_embed`) and for followers, which are saved but never trained.
     pub trainable: bool,
+    /// The parameter that this one follows, for those made by [`Params::following`].
+    follows: Option<Var>,
 }
 
 /// Creates and keeps the parameters of one model.
@@ -30,6 +32,8 @@ pub struct Params {
     device: Device,
     entries: Vec<Param>,
     by_name: HashMap<String, usize>,
+    /// Inside [`Params::following`]: what its names begin with.
+    prefix: Option<String>,
 }
 
 /// What [`Params::load_partial`] did not find.
@@ -50,6 +54,7 @@ impl Params {
             device: device.clone(),
             entries: Vec::new(),
             by_name: HashMap::new(),
+            prefix: None,
         }
     }
 
@@ -68,13 +73,16 @@ impl Params {
     /// # Errors
     /// [`Error::Parameter`] if the name is taken.
     pub fn trainable(&mut self, name: &str, shape: &[usize], init: Init) -> Result<Tensor> {
+        if let Some(prefix) = self.prefix.clone() {
+            return self.follower(&prefix, name, shape);
+        }
         let values = init.values(self.seed, name, shape);
         let tensor = Tensor::from_vec(values, shape, &Device::Cpu)?
             .to_dtype(self.dtype)?
             .to_device(&self.device)?;
         let var = Var::from_tensor(&tensor)?;
         let shared = var.as_tensor().clone();
-        self.insert(name, var, true)?;
+        self.insert(name, var, true, None)?;
         Ok(shared)
     }
 
@@ -84,14 +92,75 @@ impl Params {
     /// # Errors
     /// [`Error::Parameter`] if the name is taken.
     pub fn frozen(&mut self, name: &str, table: &Tensor) -> Result<Tensor> {
+        if self.prefix.is_some() {
+            return Ok(self.original(name)?.as_detached_tensor());
+        }
         let table = table.to_dtype(self.dtype)?.to_device(&self.device)?;
         let var = Var::from_tensor(&table)?;
         let shared = var.as_detached_tensor();
-        self.insert(name, var, false)?;
+        self.insert(name, var, false, None)?;
         Ok(shared)
     }
 
-    fn insert(&mut self, name: &str, var: Var, trainable: bool) -> Result<()> {
+    /// Builds layers that are here already once more, with parameters that are not trained but follow the first ones':
+    /// `{prefix}.{name}` for each `name`, with its present value. Fixed tables are shared.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] if `build` asks for a parameter that is not here yet; whatever `build` reports.
+    pub fn following<T>(
+        &mut self,
+        prefix: &str,
+        build: impl FnOnce(&mut Params) -> Result<T>,
+    ) -> Result<T> {
+        self.prefix = Some(prefix.to_owned());
+        let built = build(self);
+        self.prefix = None;
+        built
+    }
+
+    /// Moves each follower towards what it follows: `keep * itself + (1 - keep) * the other`, in place. With 0 they
+    /// become equal.
+    pub fn follow(&self, keep: f64) -> Result<()> {
+        for param in &self.entries {
+            if let Some(original) = &param.follows {
+                let kept = param.var.as_detached_tensor().affine(keep, 0.0)?;
+                let taken = original.as_detached_tensor().affine(1.0 - keep, 0.0)?;
+                param.var.set(&(kept + taken)?)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn follower(&mut self, prefix: &str, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let original = self.original(name)?;
+        if original.dims() != shape {
+            return Err(Error::Shape {
+                what: format!("{prefix}.{name}"),
+                got: shape.to_vec(),
+                expected: format!("{:?}", original.dims()),
+            });
+        }
+        let var = Var::from_tensor(&original.as_detached_tensor().copy()?)?;
+        let shared = var.as_detached_tensor();
+        self.insert(&format!("{prefix}.{name}"), var, false, Some(original))?;
+        Ok(shared)
+    }
+
+    fn original(&self, name: &str) -> Result<Var> {
+        let param = self.get(name).ok_or_else(|| Error::Parameter {
+            name: name.to_owned(),
+            problem: "is to be followed but not there".to_owned(),
+        })?;
+        Ok(param.var.clone())
+    }
+
+    fn insert(
+        &mut self,
+        name: &str,
+        var: Var,
+        trainable: bool,
+        follows: Option<Var>,
+    ) -> Result<()> {
         if self.by_name.contains_key(name) {
             return Err(Error::Parameter {
                 name: name.to_owned(),
@@ -103,6 +172,7 @@ impl Params {
             name: name.to_owned(),
             var,
             trainable,
+            follows,
         });
         Ok(())
     }
@@ -305,5 +375,43 @@ mod tests {
             )]))
             .unwrap();
         assert_eq!(shared.to_vec2::<f32>().unwrap(), [[5.0, 5.0]]);
+    }
+
+    #[test]
+    fn followers_begin_equal_move_by_their_share_and_share_tables() {
+        let values = |t: &Tensor| t.to_vec1::<f32>().unwrap();
+        let mut params = Params::new(3, DType::F32, &Device::Cpu);
+        let layer = |params: &mut Params| params.trainable("w", &[2], Init::Ones);
+        layer(&mut params).unwrap();
+        let table = Tensor::new(&[5f32], &Device::Cpu).unwrap();
+        params.frozen("table", &table).unwrap();
+        let (copy, shared) = params
+            .following("slow", |params| {
+                Ok((layer(params)?, params.frozen("table", &table)?))
+            })
+            .unwrap();
+        assert!(!copy.track_op() && !shared.track_op());
+        assert_eq!((values(&copy), values(&shared)), (vec![1.0; 2], vec![5.0]));
+        assert_eq!(params.counts(), (2, 3));
+        let set = |values: [f32; 2]| {
+            let var = &params.get("w").unwrap().var;
+            var.set(&Tensor::new(&values, &Device::Cpu).unwrap())
+                .unwrap();
+        };
+        set([3.0, -7.0]);
+        assert_eq!(values(&copy), [1.0; 2], "its own memory");
+        params.follow(0.75).unwrap();
+        assert_eq!(values(&copy), [1.5, -1.0]);
+        params.follow(0.0).unwrap();
+        assert_eq!(values(&copy), [3.0, -7.0]);
+        assert_eq!(
+            values(params.get("slow.w").unwrap().var.as_tensor()),
+            [3.0, -7.0]
+        );
+
+        let wrong = params.following("slow", |params| params.trainable("v", &[2], Init::Ones));
+        assert!(wrong.unwrap_err().to_string().contains("followed"));
+        let wrong = params.following("other", |params| params.trainable("w", &[3], Init::Ones));
+        assert!(matches!(wrong, Err(Error::Shape { .. })));
     }
 }

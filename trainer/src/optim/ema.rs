@@ -11,7 +11,7 @@ use candle_core::{Tensor, Var};
 use crate::error::{Error, Result};
 use crate::nn::params::Params;
 
-/// The mean of every parameter; fixed tables are carried along, so that it is a whole model.
+/// The mean of every trained parameter; all others are carried along as they are, so that it is a whole model.
 #[derive(Debug)]
 pub struct Ema {
     decay: f64,
@@ -22,8 +22,8 @@ pub struct Ema {
 struct Slot {
     name: String,
     var: Var,
-    trainable: bool,
-    mean: Tensor,
+    /// `None` for what is not trained.
+    mean: Option<Tensor>,
 }
 
 impl Ema {
@@ -35,8 +35,10 @@ impl Ema {
             Ok(Slot {
                 name: param.name.clone(),
                 var: param.var.clone(),
-                trainable: param.trainable,
-                mean: param.var.as_tensor().detach().copy()?, // the variable's storage is updated in place
+                mean: match param.trainable {
+                    true => Some(param.var.as_detached_tensor().copy()?), // its storage is updated in place
+                    false => None,
+                },
             })
         };
         Ok(Self {
@@ -47,17 +49,24 @@ impl Ema {
 
     /// Takes in the parameters as an optimizer step left them.
     pub fn update(&mut self) -> Result<()> {
-        for slot in self.slots.iter_mut().filter(|slot| slot.trainable) {
-            let weights = slot.var.as_tensor().detach();
-            let kept = slot.mean.affine(self.decay, 0.0)?;
-            slot.mean = (kept + weights.affine(1.0 - self.decay, 0.0)?)?.detach();
+        for slot in &mut self.slots {
+            if let Some(mean) = &mut slot.mean {
+                let weights = slot.var.as_detached_tensor();
+                *mean = (mean.affine(self.decay, 0.0)? + weights.affine(1.0 - self.decay, 0.0)?)?;
+            }
         }
         Ok(())
     }
 
-    /// The mean of every parameter, and every fixed table, by name, in the model's order.
+    /// The mean of every trained parameter, and all others as they are now, by name, in the model's order.
     pub fn tensors(&self) -> Vec<(String, Tensor)> {
-        let named = |slot: &Slot| (slot.name.clone(), slot.mean.clone());
+        let now = |slot: &Slot| slot.var.as_detached_tensor();
+        let named = |slot: &Slot| {
+            (
+                slot.name.clone(),
+                slot.mean.clone().unwrap_or_else(|| now(slot)),
+            )
+        };
         self.slots.iter().map(named).collect()
     }
 
@@ -83,7 +92,7 @@ impl Ema {
             means.push(mean.to_device(slot.var.device())?);
         }
         for (slot, mean) in self.slots.iter_mut().zip(means) {
-            slot.mean = mean;
+            slot.mean = slot.mean.is_some().then_some(mean);
         }
         Ok(())
     }

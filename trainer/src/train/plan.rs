@@ -101,7 +101,7 @@ impl Plan {
         let beside =
             reference.map(|count| format!("; the reference has {} trainable", grouped(count)));
         note(format!(
-            "parameters: {} trainable, {} fixed{}",
+            "parameters: {} trainable, {} not trained{}",
             grouped(trainable),
             grouped(frozen),
             beside.unwrap_or_default()

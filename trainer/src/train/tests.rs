@@ -529,6 +529,121 @@ fn every_method_trains() {
 }
 
 #[test]
+fn the_running_mean_goes_out_in_place_of_the_weights() {
+    let mut config = tiny();
+    config.optim.ema_decay = Some(0.5);
+    config.optim.max_steps = Some(3);
+    let run = Run::new();
+    run.train(&config).unwrap();
+    let export = |run: &Run, name: &str, ema| {
+        let (to, probe) = (exchange::Target::Torch, false);
+        let dst = run.path().join(name);
+        exchange::export(
+            &run.path(),
+            &dst,
+            &exchange::ExportOptions { to, probe, ema },
+        )?;
+        read_tensors(&dst.join(crate::checkpoint::MODEL_FILE), &Device::Cpu)
+    };
+    let bits = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let dir = crate::checkpoint::locate(&run.path()).unwrap();
+    let saved = read_tensors(&dir.join(crate::checkpoint::EMA_FILE), &Device::Cpu).unwrap();
+    let (mean, weights) = (
+        export(&run, "mean", true).unwrap(),
+        export(&run, "weights", false).unwrap(),
+    );
+    assert_eq!(mean.len(), weights.len());
+    assert!(
+        mean.iter()
+            .all(|(name, mean)| bits(mean) == bits(&saved[name]))
+    );
+    assert!(bits(&mean["cls_token"]) != bits(&weights["cls_token"]));
+
+    let without = Run::new();
+    config.optim.ema_decay = None;
+    without.train(&config).unwrap();
+    let message = export(&without, "mean", true).unwrap_err().to_string();
+    assert!(message.contains("no ema.safetensors"), "{message}");
+}
+
+/// MoCo v3's scheme, the widest one: no decoder, a predictor, and a momentum branch that the running mean carries along.
+fn contrastive() -> TrainConfig {
+    let mut config = tiny();
+    config.model.kind = ModelKind::MultiView;
+    config.model.reconstruction_weight = 0.0;
+    config.model.mask_ratio = Some(0.0);
+    config.model.contrastive.predictor = true;
+    config.model.contrastive.momentum = Some(0.9);
+    config.model.contrastive.momentum_rises = true;
+    config.model.contrastive.projector_hidden_dim = 16;
+    config.model.contrastive.projector_dim = 8;
+    config.data.views = ViewsKind::MultiView;
+    config.optim.ema_decay = Some(0.5);
+    config.optim.weight_decay = 0.05;
+    config.run.pictures_every = 6;
+    config
+}
+
+#[test]
+fn a_momentum_branch_is_saved_and_resumed_bit_for_bit() {
+    let undisturbed = Run::new();
+    undisturbed.train(&contrastive()).unwrap();
+    let stopped = Run::new();
+    for step in [4, 7] {
+        stopped.train_until(&contrastive(), step).unwrap();
+    }
+    stopped.train(&contrastive()).unwrap();
+    assert_eq!(stopped.record(), undisturbed.record());
+    assert_eq!(stopped.weights(), undisturbed.weights());
+
+    let of = |file: &str| {
+        let dir = crate::checkpoint::locate(&undisturbed.path()).unwrap();
+        read_tensors(&dir.join(file), &Device::Cpu).unwrap()
+    };
+    let [model, mean, optim] =
+        ["model", "ema", "optim"].map(|name| of(&format!("{name}.safetensors")));
+    let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let name = "blocks.1.mlp.fc1.weight";
+    let slow = values(&model[&format!("momentum.{name}")]);
+    assert!(slow != values(&model[name]), "it lags behind");
+    assert!(
+        slow == values(&mean[&format!("momentum.{name}")]),
+        "not the mean of a mean"
+    );
+    assert!(!optim.keys().any(|key| key.contains("momentum.")));
+    assert!(
+        !undisturbed.path().join(PICTURES_DIR).exists(),
+        "nothing is reconstructed"
+    );
+}
+
+/// After one step the branch keeps its share of the initial weights and takes the rest from the trained ones.
+#[test]
+fn the_momentum_branch_follows_by_the_configured_share() {
+    let mut config = contrastive();
+    config.model.contrastive.momentum_rises = false;
+    config.optim.max_steps = Some(1);
+    config.optim.warmup_ratio = 0.0;
+    let run = Run::new();
+    run.train(&config).unwrap();
+    let mut params = Params::new(config.seed, DType::F32, &Device::Cpu);
+    models::build(&config.resolved().unwrap().model, &mut params).unwrap();
+    let dir = crate::checkpoint::locate(&run.path()).unwrap();
+    let trained = read_tensors(&dir.join("model.safetensors"), &Device::Cpu).unwrap();
+    let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let name = "projector.fc1.weight";
+    let start = values(params.get(name).unwrap().var.as_tensor());
+    let (now, slow) = (
+        values(&trained[name]),
+        values(&trained[&format!("momentum.{name}")]),
+    );
+    assert!(now != start);
+    for ((start, now), slow) in start.iter().zip(&now).zip(&slow) {
+        assert!((0.9 * start + 0.1 * now - slow).abs() < 1e-7);
+    }
+}
+
+#[test]
 fn a_run_starts_from_the_weights_of_another() {
     let first = Run::new();
     first.train(&tiny()).unwrap();

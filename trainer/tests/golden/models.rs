@@ -94,7 +94,13 @@ fn file_cases(
     let probe = Probe::default();
     let forward = model.forward(&views, &masking, Pass::evaluation().watched(&probe));
     let seen: HashMap<String, Tensor> = probe.into_seen().into_iter().collect();
-    report.tensor("pred", &forward.pred, &tensors.expect("pred"), ACTIVATION);
+    let reconstruction = forward.reconstruction.unwrap();
+    report.tensor(
+        "pred",
+        &reconstruction.pred,
+        &tensors.expect("pred"),
+        ACTIVATION,
+    );
     for (name, want) in tensors.take_prefixed("act.") {
         match seen.get(&name) {
             Some(got) => activation(file, &name, got, want, &masking, report),
@@ -104,7 +110,7 @@ fn file_cases(
     drop(params);
 
     let target_view = views
-        .narrow(1, forward.target_view, 1)
+        .narrow(1, reconstruction.target_view, 1)
         .unwrap()
         .squeeze(1)
         .unwrap();

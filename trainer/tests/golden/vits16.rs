@@ -162,7 +162,8 @@ fn filled_case(
         summary["loss"].as_f64().unwrap(),
         LOSS,
     );
-    let (pred_mean, pred_std) = moments(&forward.pred);
+    let pred = forward.reconstruction.unwrap().pred;
+    let (pred_mean, pred_std) = moments(&pred);
     report.number(
         &format!("{case}.pred_mean"),
         pred_mean,
@@ -182,7 +183,7 @@ fn filled_case(
             .index_select(&Tensor::new(ids, &Device::Cpu).unwrap(), 1)
             .unwrap()
     };
-    let pred_slice = every(&forward.pred, 14).narrow(2, 0, 48).unwrap();
+    let pred_slice = every(&pred, 14).narrow(2, 0, 48).unwrap();
     let mut slice = |part: &str, got: &Tensor| {
         let want = tensors.expect(&format!("{case}.{part}"));
         report.tensor(&format!("{case}.{part}"), got, &want, ACTIVATION);

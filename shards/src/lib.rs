@@ -48,6 +48,8 @@ pub use schema::{
     MAX_NAME_BYTES,
 };
 pub use set::{GroupRef, SampleRef, ShardSet};
-pub use storage::{Lock, ObjectWriter, Sharing, Store, Written, is_remote};
+pub use storage::{
+    Environment, Lock, ObjectWriter, Sharing, Store, StoreOptions, Written, is_remote,
+};
 pub use verify::{Finding, Progress, VerifyReport, verify, verify_in};
 pub use writer::{MAX_PICTURE_BYTES, MAX_ROW_GROUP_BYTES, ShardCounts, ShardSpec, ShardWriter};

@@ -166,6 +166,7 @@ fn fault(doing: &'static str, path: &Path, error: std::io::Error) -> Error {
             };
             Error::Store {
                 path,
+                range: None,
                 doing,
                 source,
             }

@@ -91,7 +91,7 @@ impl Fault {
 /// What an error code of S3, Google's or Azure's store asks its reader to do.
 fn advice(code: &str) -> Option<&'static str> {
     Some(match code {
-        "InvalidAccessKeyId" => {
+        "InvalidAccessKeyId" | "NotSignedUp" => {
             "the access key id is not known there: wrong credentials, or those of another store"
         }
         "SignatureDoesNotMatch" => "the secret key does not belong to the access key id",
@@ -148,7 +148,7 @@ fn words(status: u16, body: &str) -> String {
         401 | 403 => Some("access denied: wrong credentials, or not theirs to do"),
         _ => None,
     };
-    match code.map_or(without_code, advice) {
+    match code.and_then(advice).or(without_code) {
         Some(advice) => format!("{advice} [{said}]"),
         None => format!("the store answered with {said}"),
     }
@@ -250,10 +250,10 @@ mod tests {
             ),
             (403, "AccessDenied", "", "access denied"),
             (
-                403,
+                400,
                 "Unheard",
                 "",
-                "answered with status 403, Unheard: Some words.",
+                "answered with status 400, Unheard: Some words.",
             ),
         ] {
             let body = reply(code, more);

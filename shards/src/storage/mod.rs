@@ -13,10 +13,13 @@ mod options;
 mod profile;
 mod remote;
 mod runtime;
+mod upload;
+mod writer;
 
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::TryStreamExt;
@@ -32,10 +35,14 @@ pub(crate) use address::SCHEMES;
 pub use address::is_remote;
 use backend::Backend;
 use fault::Fault;
-pub(crate) use local::hex;
-pub use local::{Lock, ObjectWriter, Sharing, Written};
+use local::FileWriter;
+pub use local::{Lock, Sharing};
 pub use options::{Environment, StoreOptions};
 use remote::{GaveUp, Remote};
+use upload::Upload;
+use writer::Sink;
+pub(crate) use writer::hex;
+pub use writer::{ObjectWriter, Written};
 
 /// A folder on a disk, or a prefix in a bucket. Paths are relative to it, with `/` between their parts.
 #[derive(Clone)]
@@ -262,10 +269,7 @@ impl Store {
     /// # Errors
     /// As [`Store::read_range`].
     pub fn read_ranges(&self, path: &str, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
-        let gap = match &self.place {
-            Place::Disk(_) => 0,
-            Place::Remote(remote) => remote.options.merge_gap_bytes,
-        };
+        let gap = self.options().merge_gap_bytes;
         self.read_ranges_merging(path, ranges, gap)
     }
 
@@ -286,17 +290,17 @@ impl Store {
         match &self.place {
             Place::Disk(_) => {
                 let read = futures::executor::block_on(self.reads.get_ranges(&place, ranges));
-                let parts = read.or_else(|error| {
+                let parts = read.map_err(|error| {
                     let doing = Doing::to("reading", path);
-                    let fault = self.fault(&doing, Fault::of(&error), 0);
+                    let fault = self.fault(&doing, Fault::of(&error), Duration::ZERO);
                     // A disk names a range that begins past the end in its own words.
                     if let Error::Store { .. } = &fault
                         && let Ok(bytes) = self.size(path)
                         && let Some(range) = ranges.iter().find(|range| range.end > bytes)
                     {
-                        return Err(self.cut(path, range, bytes.saturating_sub(range.start)));
+                        return self.cut(path, range, bytes.saturating_sub(range.start));
                     }
-                    Err(fault)
+                    fault
                 })?;
                 for (part, range) in parts.iter().zip(ranges) {
                     self.check_length(path, range, part)?;
@@ -343,7 +347,7 @@ impl Store {
                     path,
                     range: Some(range),
                 };
-                return Err(self.fault(&doing, fault, waited.as_millis() as u64));
+                return Err(self.fault(&doing, fault, waited));
             }
         };
         if let Err(was) = remote.check_version(path, etag.as_deref()) {
@@ -454,18 +458,22 @@ impl Store {
 
     /// Starts an object that appears when it is committed, and not before.
     ///
+    /// Into a bucket it goes in parts, of which [`StoreOptions::parts_in_flight`] and one more are in memory. Of a
+    /// writer that is killed, a bucket keeps the parts that had arrived, unseen and paid for, until a rule of the bucket
+    /// removes them: give it one that aborts incomplete multipart uploads after a few days.
+    ///
     /// # Errors
-    /// [`Error::CannotDo`] if this is not a disk, or the operating system's error.
+    /// [`Error::CannotDo`] if the store can only be read, or the store's error.
     pub fn create(&self, path: &str) -> Result<ObjectWriter> {
-        self.locate(path)?;
-        match &self.place {
-            Place::Disk(folder) => ObjectWriter::create(&folder.join(path)),
-            Place::Remote(_) => Err(Error::CannotDo {
-                path: self.full_path(path),
-                doing: "writing",
-                reason: "only disks take objects piece by piece",
-            }),
-        }
+        let place = self.locate(path)?;
+        let sink = match &self.place {
+            Place::Disk(folder) => Sink::File(FileWriter::create(&folder.join(path))?),
+            Place::Remote(_) => {
+                let backend = self.writes(&Doing::to("writing", path))?.clone();
+                Sink::Upload(Upload::new(self, backend, path, place)?)
+            }
+        };
+        Ok(ObjectWriter::new(sink))
     }
 
     /// Removes what killed programs left of objects whose path begins with `prefix`, and says how many there were.
@@ -499,6 +507,14 @@ impl Store {
         })
     }
 
+    /// Those it was opened with; a disk has the default ones, and no use for them.
+    fn options(&self) -> StoreOptions {
+        match &self.place {
+            Place::Disk(_) => StoreOptions::default(),
+            Place::Remote(remote) => remote.options.clone(),
+        }
+    }
+
     fn forget_version(&self, path: &str) {
         if let Place::Remote(remote) = &self.place {
             remote.forget_version(path);
@@ -512,17 +528,15 @@ impl Store {
     {
         match &self.place {
             Place::Disk(_) => futures::executor::block_on(attempt())
-                .map_err(|error| self.fault(doing, Fault::of(&error), 0)),
+                .map_err(|error| self.fault(doing, Fault::of(&error), Duration::ZERO)),
             Place::Remote(remote) => {
                 let done = runtime::shared()?.block_on(remote.patiently(attempt));
-                done.map_err(|GaveUp { fault, waited }| {
-                    self.fault(doing, fault, waited.as_millis() as u64)
-                })
+                done.map_err(|GaveUp { fault, waited }| self.fault(doing, fault, waited))
             }
         }
     }
 
-    fn fault(&self, doing: &Doing<'_>, fault: Fault, waited_ms: u64) -> Error {
+    fn fault(&self, doing: &Doing<'_>, fault: Fault, waited: Duration) -> Error {
         let path = self.full_path(doing.path);
         let (range, doing) = (doing.range.clone(), doing.what);
         let store = |source| Error::Store {
@@ -541,7 +555,7 @@ impl Store {
                 range,
                 doing,
                 reason,
-                waited_ms,
+                waited_ms: waited.as_millis() as u64,
             },
             Fault::Refused(reason) => Error::Refused {
                 path,

@@ -3,10 +3,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers outside of `#[test]` functions too
 
 mod alloc;
+mod contract;
 mod earlier;
+mod faults;
 mod hostile;
 mod ranges;
 mod round_trip;
 mod storage;
 mod support;
 mod verify;
+mod web;

@@ -26,7 +26,8 @@ use futures::TryStreamExt;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{
-    GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutPayload, coalesce_ranges,
+    GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
+    UpdateVersion, coalesce_ranges,
 };
 
 use crate::error::{Error, Result};
@@ -194,7 +195,7 @@ impl Store {
     ///
     /// The lock ends when it is dropped, or its process in whatever way. Its file stays: to remove it could take it
     /// from under somebody who waits. Always granted where there are no locks: in a bucket, and on network disks
-    /// without them.
+    /// without them. There two writers at once are not kept apart: each object is whole and one of theirs.
     ///
     /// # Errors
     /// The operating system's error.
@@ -456,6 +457,68 @@ impl Store {
         Ok(())
     }
 
+    /// All bytes of an object, and which version of it they are.
+    ///
+    /// # Errors
+    /// As [`Store::read`].
+    pub fn read_version(&self, path: &str) -> Result<(Bytes, Version)> {
+        let place = self.locate(path)?;
+        self.run(&Doing::to("reading", path), || async {
+            let reply = self.reads.get(&place).await?;
+            let version = Version(UpdateVersion {
+                e_tag: reply.meta.e_tag.clone(),
+                version: reply.meta.version.clone(),
+            });
+            Ok((reply.bytes().await?, version))
+        })
+    }
+
+    /// [`Store::put_atomic`], unless somebody else wrote the object since.
+    ///
+    /// Some stores cannot do this, and of those some write without saying so: a guard against accidents, and no lock.
+    /// On a disk nothing is compared, as a [lock](Store::try_lock) keeps others away.
+    ///
+    /// * `known`: the version that is to be replaced, or `None` if there is to be none.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] if there is another version, and other bytes; or the store's error.
+    pub fn replace(&self, path: &str, known: Option<&Version>, bytes: &[u8]) -> Result<()> {
+        if let Place::Disk(_) = self.place {
+            return self.put_atomic(path, bytes);
+        }
+        let place = self.locate(path)?;
+        let doing = Doing::to("writing", path);
+        let writes = self.writes(&doing)?;
+        let mode = match known {
+            None => PutMode::Create,
+            Some(Version(known)) => PutMode::Update(known.clone()),
+        };
+        let payload = PutPayload::from(Bytes::copy_from_slice(bytes));
+        let options = PutOptions::from(mode);
+        let put = || async {
+            match writes
+                .put_opts(&place, payload.clone(), options.clone())
+                .await
+            {
+                Err(
+                    object_store::Error::NotImplemented { .. }
+                    | object_store::Error::NotSupported { .. },
+                ) => writes.put(&place, payload.clone()).await,
+                done => done,
+            }
+        };
+        match self.run(&doing, put) {
+            // One's own, if the reply to the first attempt was lost.
+            Err(conflict @ Error::Conflict { .. }) => match self.read(path) {
+                Ok(found) if found == bytes => {}
+                _ => return Err(conflict),
+            },
+            done => drop(done?),
+        }
+        self.forget_version(path);
+        Ok(())
+    }
+
     /// Starts an object that appears when it is committed, and not before.
     ///
     /// Into a bucket it goes in parts, of which [`StoreOptions::parts_in_flight`] and one more are in memory. Of a
@@ -583,6 +646,10 @@ impl Store {
         }
     }
 }
+
+/// Which version of an object was read, see [`Store::replace`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Version(UpdateVersion);
 
 /// What is done to which object, for messages.
 struct Doing<'a> {

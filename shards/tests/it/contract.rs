@@ -162,3 +162,24 @@ fn nothing_is_seen_of_an_object_before_it_is_committed_nor_after_it_is_dropped()
         .collect();
     assert!(kept.is_empty(), "{kept:?}");
 }
+
+#[test]
+fn an_object_is_replaced_only_if_it_is_the_one_that_was_read() {
+    let (stores, _dir, _server) = stores();
+    for (name, store) in &stores {
+        store.replace("x", None, b"first").unwrap();
+        let (bytes, first) = store.read_version("x").unwrap();
+        assert!(bytes == b"first".as_slice(), "{name}");
+        store.replace("x", Some(&first), b"second").unwrap();
+        if store.folder().is_some() {
+            continue; // there a lock does this
+        }
+        for known in [None, Some(&first)] {
+            let error = store.replace("x", known, b"third").unwrap_err();
+            assert!(matches!(error, Error::Conflict { .. }), "{name}: {error}");
+            // What is there already may be one's own, of which the reply was lost.
+            store.replace("x", known, b"second").unwrap();
+        }
+        assert!(store.read("x").unwrap() == b"second".as_slice(), "{name}");
+    }
+}

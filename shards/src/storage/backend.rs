@@ -43,6 +43,8 @@ pub(super) struct Backend {
     pub can_list: bool,
     /// Who asks, and where, for messages: no secrets.
     pub identity: String,
+    /// Which store it is, whoever asks: the same for the same objects.
+    pub namespace: String,
 }
 
 /// How one of the two clients waits.
@@ -138,6 +140,10 @@ pub(super) fn s3(
         writes: Some(writes),
         can_list: true,
         identity: format!("{who}, {place}"),
+        namespace: format!(
+            "s3 {} {bucket}",
+            place.endpoint.as_deref().unwrap_or(&place.region)
+        ),
     })
 }
 
@@ -373,6 +379,7 @@ pub(super) fn gcs(
         reads: build(Manner::reading(options))?,
         writes: Some(build(Manner::writing(options))?),
         can_list: true,
+        namespace: format!("gs {bucket}"),
         identity: match environment.is_on("GOOGLE_SKIP_SIGNATURE") {
             true => "unsigned (GOOGLE_SKIP_SIGNATURE)".to_owned(),
             false => "with the credentials that GOOGLE_* and the gcloud tools leave".to_owned(),
@@ -409,6 +416,7 @@ pub(super) fn azure(
         reads: build(Manner::reading(options))?,
         writes: Some(build(Manner::writing(options))?),
         can_list: true,
+        namespace: format!("az {} {container}", account.unwrap_or_default()),
         identity: match account {
             Some(account) => format!("account {account}, with the credentials of AZURE_*"),
             None => "with the credentials of AZURE_*".to_owned(),
@@ -430,6 +438,7 @@ pub(super) fn http(url: &str, options: &StoreOptions) -> Result<Backend> {
         writes: None,
         can_list: false,
         identity: "a web server".to_owned(),
+        namespace: url.to_owned(),
     })
 }
 
@@ -448,6 +457,7 @@ pub(super) fn hub(
     };
     Ok(Backend {
         identity: identity.to_owned(),
+        namespace: format!("hf {} {}", address.repository, address.revision),
         reads: Arc::new(hub),
         writes: None,
         can_list: true,

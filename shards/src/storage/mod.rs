@@ -6,6 +6,7 @@
 
 mod address;
 mod backend;
+mod cache;
 mod fault;
 mod hub;
 mod local;
@@ -35,6 +36,8 @@ use address::Address;
 pub(crate) use address::SCHEMES;
 pub use address::is_remote;
 use backend::Backend;
+use cache::Cache;
+pub use cache::{CacheOptions, CacheStats};
 use fault::Fault;
 use local::FileWriter;
 pub use local::{Lock, Sharing};
@@ -57,6 +60,8 @@ pub struct Store {
     /// As it was opened, for messages.
     uri: String,
     place: Place,
+    /// What keeps parts of remote objects.
+    cache: Option<Arc<Cache>>,
 }
 
 /// Which of the two kinds of store it is.
@@ -124,13 +129,16 @@ impl Store {
             writes,
             can_list,
             identity,
+            namespace,
         } = backend;
+        let remote = Remote::new(options.clone(), identity, namespace, can_list);
         Ok(Store {
             reads,
             writes,
             prefix: Path::parse(&prefix).map_err(|e| bad_path(uri, e))?,
             uri: uri.to_owned(),
-            place: Place::Remote(Arc::new(Remote::new(options.clone(), identity, can_list))),
+            place: Place::Remote(Arc::new(remote)),
+            cache: None,
         })
     }
 
@@ -157,6 +165,7 @@ impl Store {
             prefix,
             uri: uri.to_owned(),
             place: Place::Disk(folder),
+            cache: None,
         })
     }
 
@@ -168,14 +177,36 @@ impl Store {
             patience_ms: 0,
             ..StoreOptions::default()
         };
-        let remote = Remote::new(options, backend.to_string(), true);
+        let remote = Remote::new(options, backend.to_string(), uri.to_owned(), true);
         Store {
             reads: backend.clone(),
             writes: Some(backend),
             prefix: Path::default(),
             uri: uri.to_owned(),
             place: Place::Remote(Arc::new(remote)),
+            cache: None,
         }
+    }
+
+    /// The same store, with the parts that are read of its objects kept on a disk of this machine: exactly those that
+    /// are fetched, so what is planned in the same way is found again. A disk needs no cache and gets none.
+    ///
+    /// An object that was replaced is not taken from the cache: of each that has entries, its etag is asked for once.
+    ///
+    /// # Errors
+    /// [`Error::Option`]. A folder that cannot be used is none, but a warning when it is first needed.
+    pub fn with_cache(mut self, options: &CacheOptions) -> Result<Self> {
+        options.validate()?;
+        if let Place::Remote(remote) = &self.place {
+            let namespace = format!("{}/{}", remote.namespace, self.prefix);
+            self.cache = Some(Arc::new(Cache::new(options, namespace)));
+        }
+        Ok(self)
+    }
+
+    /// What the cache did since the store was opened; `None` without one.
+    pub fn cache_stats(&self) -> Option<CacheStats> {
+        self.cache.as_ref().map(|cache| cache.stats())
     }
 
     /// The address, as it was opened.
@@ -326,6 +357,15 @@ impl Store {
         if range.is_empty() {
             return Ok(Bytes::new());
         }
+        if let Some(cache) = &self.cache {
+            let known = match remote.version(path) {
+                None if cache.knows(path) => self.learn_version(remote, path, place).await?,
+                known => known,
+            };
+            if let Some(bytes) = known.and_then(|etag| cache.get(path, &etag, &range)) {
+                return Ok(bytes);
+            }
+        }
         let options = GetOptions::new().with_range(Some(GetRange::Bounded(range.clone())));
         let attempt = || async {
             let reply = self.reads.get_opts(place, options.clone()).await?;
@@ -360,7 +400,31 @@ impl Store {
             });
         }
         self.check_length(path, &range, &bytes)?;
+        if let (Some(cache), Some(etag)) = (&self.cache, &etag) {
+            cache.put(path, etag, &range, &bytes);
+        }
         Ok(bytes)
+    }
+
+    /// The etag of an object of which no part was read yet.
+    async fn learn_version(
+        &self,
+        remote: &Remote,
+        path: &str,
+        place: &Path,
+    ) -> Result<Option<String>> {
+        match remote.patiently(|| self.reads.head(place)).await {
+            Ok(object) => {
+                // Another thread may have been faster, and have seen another version: then parts of this one differ.
+                let _ = remote.check_version(path, object.e_tag.as_deref());
+                Ok(remote.version(path))
+            }
+            Err(GaveUp {
+                fault: fault @ Fault::Passing(_),
+                waited,
+            }) => Err(self.fault(&Doing::to("looking at", path), fault, waited)),
+            Err(_) => Ok(None), // the read that follows meets it too, and says more
+        }
     }
 
     fn check_length(&self, path: &str, range: &Range<u64>, part: &Bytes) -> Result<()> {

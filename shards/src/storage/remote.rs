@@ -18,6 +18,8 @@ pub(super) struct Remote {
     pub options: StoreOptions,
     /// Who asks and where, without secrets.
     pub identity: String,
+    /// Which store it is, whoever asks.
+    pub namespace: String,
     /// Whether it can say what it holds.
     pub can_list: bool,
     /// Whether it ever did what it was asked to.
@@ -33,10 +35,11 @@ pub(super) struct GaveUp {
 }
 
 impl Remote {
-    pub fn new(options: StoreOptions, identity: String, can_list: bool) -> Self {
+    pub fn new(options: StoreOptions, identity: String, namespace: String, can_list: bool) -> Self {
         Remote {
             options,
             identity,
+            namespace,
             can_list,
             answered: AtomicBool::new(false),
             versions: Mutex::default(),
@@ -89,6 +92,11 @@ impl Remote {
                 Ok(())
             }
         }
+    }
+
+    /// The etag of the parts read so far.
+    pub fn version(&self, path: &str) -> Option<String> {
+        self.versions().get(path).cloned()
     }
 
     /// Forgets an object that was written or removed by this program itself.

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers outside of `#[test]` functions too
 
 mod alloc;
+mod cache;
 mod contract;
 mod earlier;
 mod faults;

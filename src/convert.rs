@@ -26,7 +26,7 @@ pub enum Command {
     Kinetics(KineticsArgs),
     /// Put the parts of several machines together: checks that all shards are there and writes the manifest.
     Finish {
-        /// Folder of the shard set.
+        /// Folder or address of the shard set.
         dst: String,
     },
 }
@@ -35,7 +35,7 @@ pub enum Command {
 pub struct ImagenetArgs {
     /// Folder or tar to read.
     src: PathBuf,
-    /// Folder of the shard set to write.
+    /// Folder of the shard set to write, or an address such as s3://bucket/set.
     dst: String,
     #[command(flatten)]
     common: CommonArgs,
@@ -52,7 +52,7 @@ pub struct ImagenetArgs {
 pub struct KineticsArgs {
     /// Folder of clips by class; or a list or table of clips (then --root says where its files are).
     src: PathBuf,
-    /// Folder of the shard set to write.
+    /// Folder of the shard set to write, or an address such as s3://bucket/set.
     dst: String,
     #[command(flatten)]
     common: CommonArgs,

@@ -18,7 +18,7 @@ const CELL_PX: u32 = 160;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Folder of the shard set [default: the data.path of --config].
+    /// Folder of the shard set, or an address such as s3://bucket/set [default: the data.path of --config].
     #[arg(value_name = "SET")]
     path: Option<String>,
     /// Split to look at [default: the only one, or train].

@@ -13,7 +13,7 @@ const FINDINGS_SHOWN: usize = 50;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Folder of the shard set.
+    /// Folder of the shard set, or an address such as s3://bucket/set.
     set: String,
 }
 

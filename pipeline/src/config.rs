@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use shards::{CacheOptions, StoreOptions};
 
 use crate::error::{Error, Result};
 
@@ -46,6 +47,12 @@ pub struct DataConfig {
     pub pin: bool,
     /// Reads under way at once, at most 1024; 0: 1 for a disk, and for a bucket 64 of single pictures or 8 of row groups.
     pub io_threads: usize,
+    /// Patience and traffic of remote stores.
+    #[serde(skip_serializing_if = "is_default")]
+    pub store: StoreOptions,
+    /// Where what was read of remote stores is kept on this machine (nowhere).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache: Option<CacheOptions>,
     /// Batches being made or waiting beyond the one in use, at most 1024.
     pub prefetch_batches: usize,
     /// Bad samples that are replaced before the run ends with an error, as a share of the split (`"1%"`) or a count.
@@ -105,6 +112,8 @@ impl Default for DataConfig {
             threads: 0,
             pin: false,
             io_threads: 0,
+            store: StoreOptions::default(),
+            cache: None,
             prefetch_batches: 2,
             max_bad: MaxBad::Percent(1.0),
             repeated_sampling: 1,
@@ -519,6 +528,8 @@ impl DataConfig {
         for source in self.sources() {
             source.validate()?;
         }
+        self.store.validate()?;
+        self.cache.as_ref().map_or(Ok(()), CacheOptions::validate)?;
         for (name, value) in [
             ("data.batch_size", self.batch_size as u64),
             ("data.window_groups", self.window_groups as u64),
@@ -592,6 +603,10 @@ impl DataConfig {
         self.augment_f1.validate("data.augment_f1")?;
         self.augment_f2.validate("data.augment_f2")
     }
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// Largest side of a view; beyond it a batch does not fit any memory.

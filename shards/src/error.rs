@@ -1,5 +1,7 @@
 //! The crate's error type: one variant for each thing a caller can do differently.
 
+use std::ops::Range;
+
 /// Result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -7,15 +9,42 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The address names a kind of store that this version cannot open.
+    /// The address names a kind of store that is not known.
     #[error(
-        "{uri}: {scheme} stores are not supported yet, expected a local path or a file:// address"
+        "{uri}: {scheme} is not a kind of store, expected {}",
+        crate::storage::SCHEMES
     )]
     UnsupportedStore {
         /// The address as given.
         uri: String,
-        /// Its scheme, such as `s3`.
+        /// Its scheme, such as `ftp`.
         scheme: String,
+    },
+    /// The store can do other things, and not this.
+    #[error("{doing} {path}: {reason}")]
+    CannotDo {
+        /// Full path of the object, or the store's address.
+        path: String,
+        /// What was asked for, such as `writing`.
+        doing: &'static str,
+        /// Why it cannot be done.
+        reason: &'static str,
+    },
+    /// What the environment or a profile says about a store cannot be used.
+    #[error("settings of the store: {reason}")]
+    Settings {
+        /// Which one, and what was expected; never its value if that may be a secret.
+        reason: String,
+    },
+    /// An option has a value outside its range.
+    #[error("{name} is {value}, expected {expected}")]
+    Option {
+        /// The option.
+        name: &'static str,
+        /// What was given.
+        value: String,
+        /// What is allowed.
+        expected: &'static str,
     },
     /// The address or path cannot name an object.
     #[error("{path:?} is not a usable path: {reason}")]
@@ -31,15 +60,68 @@ pub enum Error {
         /// Full path of the object.
         path: String,
     },
-    /// The store failed.
-    #[error("{doing} {path}: {source}")]
+    /// The store failed at one object.
+    #[error("{doing} {}: {source}", place(path, range))]
     Store {
         /// Full path of the object.
         path: String,
+        /// The bytes that were asked for, if it was a part of the object.
+        range: Option<Range<u64>>,
         /// What was being done, such as `reading`.
         doing: &'static str,
         /// The operating system's reason, or else the store's.
         source: std::io::Error,
+    },
+    /// The store did not do its part, however often it was asked: it or the way to it is gone. The object may be fine.
+    #[error(
+        "{doing} {}: {reason}; given up after {:.1} s of trying",
+        place(path, range),
+        *waited_ms as f64 / 1000.0
+    )]
+    Gone {
+        /// Full path of the object.
+        path: String,
+        /// The bytes that were asked for, if it was a part of the object.
+        range: Option<Range<u64>>,
+        /// What was being done, such as `reading`.
+        doing: &'static str,
+        /// What happened the last time.
+        reason: String,
+        /// How long it was tried, in milliseconds.
+        waited_ms: u64,
+    },
+    /// The store answered and refused: wrong credentials, bucket, region or clock. To ask again is no use.
+    #[error("{doing} {path}: {reason} ({identity})")]
+    Refused {
+        /// Full path of the object.
+        path: String,
+        /// What was being done, such as `reading`.
+        doing: &'static str,
+        /// What is wrong, with the store's own word for it.
+        reason: String,
+        /// Who asked and where, without secrets.
+        identity: String,
+    },
+    /// The object was replaced by another one while it was being read in parts.
+    #[error(
+        "reading {}: the object was replaced while it was being read, its etag was {was} and is {is}",
+        place(path, range)
+    )]
+    Changed {
+        /// Full path of the object.
+        path: String,
+        /// The bytes that were asked for.
+        range: Option<Range<u64>>,
+        /// The etag of the parts read before.
+        was: String,
+        /// The etag now.
+        is: String,
+    },
+    /// The object was to be written over what was known of it, and somebody else was faster.
+    #[error("writing {path}: somebody else wrote it in the meantime")]
+    Conflict {
+        /// Full path of the object.
+        path: String,
     },
     /// There is no manifest: not a shard set, or one whose conversion has not finished.
     #[error(
@@ -124,7 +206,20 @@ pub enum Error {
     },
 }
 
+/// An object, or the part of it that is meant.
+fn place(path: &str, range: &Option<Range<u64>>) -> String {
+    match range {
+        Some(Range { start, end }) => format!("{path}, bytes {start}..{end}"),
+        None => path.to_owned(),
+    }
+}
+
 impl Error {
+    /// Whether the store is at fault and not the object, so that the same may succeed when the store is back.
+    pub fn is_store_gone(&self) -> bool {
+        matches!(self, Error::Gone { .. })
+    }
+
     /// Whether the fault is one row's alone, and not its shard's, so that a reader may skip the sample, count it and go on.
     pub fn is_bad_sample(&self) -> bool {
         matches!(self, Error::Row { .. })

@@ -86,19 +86,18 @@ pub struct ForeignGroup {
 }
 
 impl ForeignSet {
-    /// Opens the Parquet files of a split in the folder `uri` and below: those whose name begins with the split's, or that
-    /// lie in a folder of its name; where no file belongs to any split, all of them are `train`. Reads their footers.
+    /// Opens the Parquet files of a split in `store`: those whose name begins with the split's, or that lie in a folder of
+    /// its name; where no file belongs to any split, all of them are `train`. Reads their footers.
     ///
     /// # Errors
     /// [`Error::Unfinished`] if there is no Parquet file at all, [`Error::NoSplit`], [`Error::Shard`] for a file without a
     /// column of pictures or that cannot be read, or the store's error.
-    pub fn open(uri: &str, split: &str) -> Result<Self> {
-        let store = Store::open(uri)?;
+    pub fn open_in(store: Store, split: &str) -> Result<Self> {
         let mut files = store.list("")?;
         files.retain(|(path, _)| path.ends_with(".parquet"));
         if files.is_empty() {
             return Err(Error::Unfinished {
-                uri: uri.to_owned(),
+                uri: store.uri().to_owned(),
                 is_missing: store.folder().is_some_and(|folder| !folder.exists()),
             });
         }
@@ -114,7 +113,7 @@ impl ForeignSet {
         files.retain(|(path, _)| split_of(path).as_deref() == Some(split));
         if files.is_empty() {
             return Err(Error::NoSplit {
-                uri: uri.to_owned(),
+                uri: store.uri().to_owned(),
                 split: split.to_owned(),
                 known,
             });

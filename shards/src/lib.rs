@@ -5,7 +5,9 @@
 //!   on a page.
 //! - `writer`: rows in, Parquet out.
 //! - `manifest`: what a set consists of.
-//! - `storage`: the one place that opens files and buckets.
+//! - `storage`: the one place that opens files and buckets, from `address` over `backend` to the clients of stores;
+//!   `remote` is patient with them, `fault` says what they refuse, `cache` keeps what they gave, `writer` and `upload`
+//!   write piece by piece.
 //! - `footer` and `offset_index`, `columns`, `page` (over `levels` and `thrift`): the parts of a shard, from bytes.
 //! - `reader`: a shard's index, built from those parts; `group`: a whole row group, which needs no footer.
 //! - `set`: a split as one long list of samples.
@@ -55,6 +57,9 @@ pub use schema::{
     MAX_NAME_BYTES,
 };
 pub use set::{GroupRef, SampleRef, ShardSet};
-pub use storage::{Lock, ObjectWriter, Sharing, Store, Written, is_remote};
+pub use storage::{
+    CacheOptions, CacheStats, Environment, Lock, ObjectWriter, Sharing, Store, StoreOptions,
+    Version, Written, is_remote,
+};
 pub use verify::{Finding, Progress, VerifyReport, verify, verify_in};
 pub use writer::{MAX_PICTURE_BYTES, MAX_ROW_GROUP_BYTES, ShardCounts, ShardSpec, ShardWriter};

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Result};
 use crate::footer::MAGIC;
 use crate::schema::{ClassName, FORMAT_VERSION, Kind};
-use crate::storage::{Store, Written};
+use crate::storage::{Store, Version, Written};
 use crate::writer::ShardCounts;
 
 /// Name of the manifest within its set.
@@ -157,7 +157,15 @@ impl Manifest {
     /// # Errors
     /// [`Error::Unfinished`] if there is none, [`Error::Manifest`] if it cannot be used, or the store's error.
     pub fn read(store: &Store) -> Result<Self> {
-        let bytes = match store.read(MANIFEST_NAME) {
+        Ok(Self::read_version(store)?.0)
+    }
+
+    /// [`Manifest::read`], and which version of the object it is.
+    ///
+    /// # Errors
+    /// As [`Manifest::read`].
+    pub fn read_version(store: &Store) -> Result<(Self, Version)> {
+        let (bytes, version) = match store.read_version(MANIFEST_NAME) {
             Err(Error::NotFound { .. }) => {
                 return Err(Error::Unfinished {
                     uri: store.uri().to_owned(),
@@ -166,10 +174,11 @@ impl Manifest {
             }
             read => read?,
         };
-        Self::parse(&bytes).map_err(|reason| Error::Manifest {
+        let manifest = Self::parse(&bytes).map_err(|reason| Error::Manifest {
             path: store.full_path(MANIFEST_NAME),
             reason,
-        })
+        })?;
+        Ok((manifest, version))
     }
 
     /// Writes the manifest, which makes the set a finished one.
@@ -177,14 +186,28 @@ impl Manifest {
     /// # Errors
     /// [`Error::Manifest`] if it contradicts itself, or the store's error.
     pub fn write(&self, store: &Store) -> Result<()> {
+        store.put_atomic(MANIFEST_NAME, &self.to_object(store)?)
+    }
+
+    /// [`Manifest::write`], unless somebody else wrote it since, see [`Store::replace`].
+    ///
+    /// * `known`: the version that was read, or `None` if there was none.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`], or as [`Manifest::write`].
+    pub fn replace(&self, store: &Store, known: Option<&Version>) -> Result<()> {
+        store.replace(MANIFEST_NAME, known, &self.to_object(store)?)
+    }
+
+    fn to_object(&self, store: &Store) -> Result<Vec<u8>> {
         let fault = |reason| Error::Manifest {
             path: store.full_path(MANIFEST_NAME),
             reason,
         };
         self.check().map_err(fault)?;
-        let mut text = serde_json::to_string_pretty(self).map_err(|e| fault(e.to_string()))?;
-        text.push('\n');
-        store.put_atomic(MANIFEST_NAME, text.as_bytes())
+        let mut text = serde_json::to_vec_pretty(self).map_err(|e| fault(e.to_string()))?;
+        text.push(b'\n');
+        Ok(text)
     }
 
     fn parse(bytes: &[u8]) -> std::result::Result<Self, String> {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use shards::{ClassName, FORMAT_VERSION, Kind, Manifest, ShardEntry, SplitManifest};
+use shards::{ClassName, FORMAT_VERSION, Kind, Manifest, ShardEntry, SplitManifest, Version};
 
 use super::error::{Error, Result};
 use super::plan::Plan;
@@ -57,7 +57,7 @@ pub(crate) fn finish_split(work: &Work, split: &str) -> Result<Vec<SplitReport>>
 }
 
 fn finish_splits(work: &Work, plans: &[Plan]) -> Result<Vec<SplitReport>> {
-    let before = read_manifest(work)?;
+    let (before, version) = manifest_and_version(work)?.unzip();
     let Some(first) = plans.first() else {
         return Err(Error::NoPlan {
             dst: work.dst.clone(),
@@ -101,12 +101,18 @@ fn finish_splits(work: &Work, plans: &[Plan]) -> Result<Vec<SplitReport>> {
         }
     }
     if before.as_ref() != Some(&manifest) {
-        manifest.write(&work.store)?;
+        match manifest.replace(&work.store, version.as_ref()) {
+            Err(shards::Error::Conflict { .. }) => {
+                return Err(Error::Busy {
+                    dst: work.dst.clone(),
+                    what: "manifest".into(),
+                });
+            }
+            written => written?,
+        }
     }
     for plan in plans {
-        for shard in 0..plan.n_shards {
-            work.remove_record(&shard_file(plan, shard))?;
-        }
+        work.remove_records(plan)?;
     }
     Ok(reports)
 }
@@ -122,8 +128,12 @@ pub(crate) fn is_finished(work: &Work, plan: &Plan) -> Result<bool> {
 
 /// The manifest, if the destination has one.
 pub(crate) fn read_manifest(work: &Work) -> Result<Option<Manifest>> {
-    match Manifest::read(&work.store) {
-        Ok(manifest) => Ok(Some(manifest)),
+    Ok(manifest_and_version(work)?.map(|(manifest, _)| manifest))
+}
+
+fn manifest_and_version(work: &Work) -> Result<Option<(Manifest, Version)>> {
+    match Manifest::read_version(&work.store) {
+        Ok(found) => Ok(Some(found)),
         Err(shards::Error::Unfinished { .. }) => Ok(None),
         Err(error) => Err(error.into()),
     }

@@ -9,6 +9,7 @@
 //!
 //! All but the locks are written atomically, and none of those depends on workers, parts, machine or time.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
@@ -67,6 +68,9 @@ impl Work {
 
     /// Keeps others away from a split, or from one part of it: parts may be made at once, each of them once. The kernel
     /// lets go of it however this process ends.
+    ///
+    /// A bucket has no locks. Two runs that make the same there write the same bytes twice and no harm is done; the
+    /// manifest of two that make different things is refused to the second, where the store can compare.
     ///
     /// # Errors
     /// [`Error::Busy`].
@@ -142,17 +146,25 @@ impl Work {
 
     /// Whether a file is there in the size it should have.
     pub fn is_whole(&self, path: &str, bytes: u64) -> Result<bool> {
-        Ok(self.store.exists(path)? && self.store.size(path)? == bytes)
+        match self.store.size(path) {
+            Ok(found) => Ok(found == bytes),
+            Err(shards::Error::NotFound { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     pub fn write_record(&self, shard: &str, record: &Record) -> Result<()> {
         self.write(&record_path(shard), record)
     }
 
-    pub fn remove_record(&self, shard: &str) -> Result<()> {
-        let path = record_path(shard);
-        if self.store.exists(&path)? {
-            self.store.delete(&path)?;
+    /// Removes the records of a split's shards, as far as there are any.
+    pub fn remove_records(&self, plan: &Plan) -> Result<()> {
+        let shards = (0..plan.n_shards).map(|shard| record_path(&shard_file(plan, shard)));
+        let records: BTreeSet<String> = shards.collect();
+        for (path, _) in self.store.list(&format!("{FOLDER}/"))? {
+            if records.contains(&path) {
+                self.store.delete(&path)?;
+            }
         }
         Ok(())
     }
@@ -184,10 +196,10 @@ impl Work {
     }
 
     fn read<T: DeserializeOwned>(&self, path: &str) -> Result<Option<T>> {
-        if !self.store.exists(path)? {
-            return Ok(None);
-        }
-        let bytes = self.store.read(path)?;
+        let bytes = match self.store.read(path) {
+            Err(shards::Error::NotFound { .. }) => return Ok(None),
+            read => read?,
+        };
         let value = serde_json::from_slice(&bytes);
         value.map(Some).map_err(|error| Error::State {
             path: format!("{}/{path}", self.dst),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use shards::{ForeignSet, ShardSet};
+use shards::{Environment, ForeignSet, ShardSet, Store};
 
 use crate::config::{DataConfig, Select, SourceConfig};
 use crate::error::{Error, Result};
@@ -21,7 +21,12 @@ pub fn source(config: &DataConfig) -> Result<Arc<dyn Source>> {
     config.validate()?;
     let mut sources = Vec::new();
     for source in config.sources() {
-        sources.push((open(&source)?, source.weight));
+        let store = Store::open_with(&source.path, &config.store, &Environment::of_process())?;
+        let store = match &config.cache {
+            Some(cache) => store.with_cache(cache)?,
+            None => store,
+        };
+        sources.push((open(store, &source)?, source.weight));
     }
     Ok(match sources.as_slice() {
         [(only, 1.0)] => Arc::clone(only),
@@ -51,11 +56,11 @@ pub fn order(source: &dyn Source, config: &DataConfig, seed: u64) -> Result<Orde
     })
 }
 
-fn open(source: &SourceConfig) -> Result<Arc<dyn Source>> {
-    let set = match ShardSet::open(&source.path, &source.split) {
+fn open(store: Store, source: &SourceConfig) -> Result<Arc<dyn Source>> {
+    let set = match ShardSet::open_in(store.clone(), &source.split) {
         // No set of ours: images of somebody else's, or nothing at all.
         Err(unfinished @ shards::Error::Unfinished { .. }) => {
-            return match ForeignSet::open(&source.path, &source.split) {
+            return match ForeignSet::open_in(store, &source.split) {
                 Ok(set) => foreign(set, source),
                 Err(shards::Error::Unfinished { .. }) => Err(unfinished.into()),
                 Err(error) => Err(error.into()),

@@ -5,7 +5,6 @@ use std::fs::{File, TryLockError};
 use std::io::{BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
-use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
 
 use crate::error::{Error, Result};
@@ -15,15 +14,6 @@ const TEMP_PREFIX: &str = ".pairquet-tmp-";
 
 /// Buffer of a writer, so that page headers of a few bytes do not become a system call each.
 const BUFFER_BYTES: usize = 1 << 20;
-
-/// What a committed object is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Written {
-    /// Bytes of the object.
-    pub bytes: u64,
-    /// SHA-256 of the object in lower-case hexadecimal digits.
-    pub sha256: String,
-}
 
 /// Who else may hold a lock at the same time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,40 +69,27 @@ pub(super) fn try_lock(path: &Path, sharing: Sharing) -> Result<Option<Lock>> {
     }
 }
 
-/// Writes one object. Without [`commit`](Self::commit) nothing remains of it.
-pub struct ObjectWriter {
+/// Writes one file. Without [`commit`](Self::commit) nothing remains of it.
+pub(super) struct FileWriter {
     file: BufWriter<NamedTempFile>,
     target: PathBuf,
-    hasher: Sha256,
-    bytes: u64,
 }
 
-impl ObjectWriter {
+impl FileWriter {
     /// Starts the file `target`; folders that are missing are made.
-    pub(super) fn create(target: &Path) -> Result<Self> {
+    pub fn create(target: &Path) -> Result<Self> {
         let (folder, name) = folder_and_name(target)?;
         make_folder(folder)?;
         let file = new_temp(folder, name).map_err(|e| fault("writing", target, e))?;
         let file = BufWriter::with_capacity(BUFFER_BYTES, file);
-        Ok(ObjectWriter {
+        Ok(FileWriter {
             file,
             target: target.to_owned(),
-            hasher: Sha256::new(),
-            bytes: 0,
         })
     }
 
-    /// Makes the object appear under its name, in place of one that may be there.
-    ///
-    /// # Errors
-    /// [`Error::Store`]; then nothing has appeared.
-    pub fn commit(self) -> Result<Written> {
-        let ObjectWriter {
-            file,
-            target,
-            hasher,
-            bytes,
-        } = self;
+    pub fn commit(self) -> Result<()> {
+        let FileWriter { file, target } = self;
         let io = |e| fault("writing", &target, e);
         let file = file.into_inner().map_err(|e| io(e.into_error()))?;
         file.as_file().sync_all().map_err(io)?;
@@ -120,20 +97,13 @@ impl ObjectWriter {
         let (folder, _) = folder_and_name(&target)?;
         File::open(folder)
             .and_then(|folder| folder.sync_all())
-            .map_err(io)?;
-        Ok(Written {
-            bytes,
-            sha256: hex(&hasher.finalize()),
-        })
+            .map_err(io)
     }
 }
 
-impl Write for ObjectWriter {
+impl Write for FileWriter {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        let n = self.file.write(bytes)?;
-        self.hasher.update(&bytes[..n]);
-        self.bytes += n as u64;
-        Ok(n)
+        self.file.write(bytes)
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
@@ -166,6 +136,7 @@ fn fault(doing: &'static str, path: &Path, error: std::io::Error) -> Error {
             };
             Error::Store {
                 path,
+                range: None,
                 doing,
                 source,
             }
@@ -211,9 +182,4 @@ pub(super) fn temp_target(path: &str) -> Option<String> {
     } else {
         format!("{folder}/{target}")
     })
-}
-
-/// Lower-case hexadecimal digits.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -23,7 +23,7 @@ pub(super) fn shared() -> Result<&'static Runtime> {
     let started = Builder::new_multi_thread()
         .worker_threads(WORKER_THREADS)
         .thread_name("shards-io")
-        .enable_time()
+        .enable_all()
         .build()
         .map_err(|source| Error::Runtime { source })?;
     Ok(RUNTIME.get_or_init(|| started))

@@ -8,7 +8,7 @@ use parquet::data_type::{ByteArray, ByteArrayType, Int32Type, Int64Type};
 use parquet::file::properties::WriterProperties;
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
-use shards::{Error, ForeignSet, Kind};
+use shards::{Error, ForeignSet, Kind, Store};
 
 use crate::support::*;
 
@@ -85,7 +85,7 @@ fn write(path: &Path, schema: &str, compression: Compression, first: u64, n: u64
 }
 
 fn open(dir: &Path, split: &str) -> shards::Result<ForeignSet> {
-    ForeignSet::open(dir.to_str().unwrap(), split)
+    ForeignSet::open_in(Store::open(dir.to_str().unwrap())?, split)
 }
 
 /// All samples: name, label, picture or what is wrong with it.

@@ -3,7 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers outside of `#[test]` functions too
 
 mod alloc;
+mod cache;
+mod contract;
 mod earlier;
+mod faults;
 mod foreign;
 mod groups;
 mod hostile;
@@ -12,3 +15,4 @@ mod round_trip;
 mod storage;
 mod support;
 mod verify;
+mod web;

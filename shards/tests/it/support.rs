@@ -26,6 +26,30 @@ pub fn picture(n: u64) -> Bytes {
     (0..len).map(next).collect()
 }
 
+/// So many bytes that look like no others.
+pub fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    };
+    let mut bytes: Vec<u8> = std::iter::repeat_with(next)
+        .take(len.div_ceil(8))
+        .flatten()
+        .collect();
+    bytes.truncate(len);
+    bytes
+}
+
+/// In lower-case hexadecimal digits.
+pub fn sha256(bytes: &[u8]) -> String {
+    use sha2::Digest;
+    let digest = sha2::Sha256::digest(bytes);
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 pub fn spec(kind: Kind) -> ShardSpec {
     let class = |id: &str, name: &str| ClassName {
         id: id.to_owned(),

@@ -1,0 +1,130 @@
+//! Sets in a bucket: converted there, looked at there, checked there.
+
+use std::path::Path;
+use std::process::{Command, Output};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use bucket::{Fault, Proxy, Server};
+
+use crate::support::{demo_set, ok, pairquet, shard_bytes, text, utf8};
+
+const SET: &str = "s3://sets/a/set";
+
+/// The program with nothing but variables to tell it where the bucket is.
+fn program(environment: Vec<(String, String)>, args: &[&str]) -> Command {
+    let mut command = pairquet();
+    command.envs(environment).args(args);
+    command
+}
+
+fn succeeds(environment: Vec<(String, String)>, args: &[&str]) -> String {
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = program(environment, args).output().unwrap();
+    assert!(status.success(), "{args:?}: {}", text(&stderr));
+    text(&stdout)
+}
+
+fn kinetics<'a>(src: &'a Path, dst: &'a str) -> Vec<&'a str> {
+    let mut args = vec!["convert", "kinetics", utf8(src), dst];
+    args.extend(["--shard-size", "256KiB", "--workers", "2", "--quiet"]);
+    args
+}
+
+#[test]
+fn a_conversion_to_a_bucket_that_is_killed_goes_on_and_makes_the_same_bytes() {
+    let src = demo_set().join("raw/clips");
+    let dir = tempfile::tempdir().unwrap();
+    let local = dir.path().join("local");
+    ok(&kinetics(&src, utf8(&local)));
+    let expected = shard_bytes(&local);
+
+    let server = Server::start().unwrap();
+    let proxy = Proxy::start(server.address()).unwrap();
+    let folder = server.folder().join("a/set");
+    let mut kills = 0;
+    // Killed in the middle of its first request, of a shard, between a shard and its record, and so on.
+    for nth in [0, 9, 10, 13, 21] {
+        let (reached, wait) = mpsc::channel();
+        let first = proxy.take_log().last().map_or(0, |last| last.number + 1);
+        proxy.set_plan(Box::new(move |request| {
+            if request.number < first + nth {
+                return Fault::None;
+            }
+            let _ = reached.send(()); // the test may have heard enough
+            Fault::Stall
+        }));
+        let args = kinetics(&src, SET);
+        let mut child = program(proxy.environment(), &args).spawn().unwrap();
+        while wait.recv_timeout(Duration::from_millis(20)).is_err() {
+            if child.try_wait().unwrap().is_some() {
+                break;
+            }
+        }
+        if child.try_wait().unwrap().is_none() {
+            child.kill().unwrap();
+            kills += 1;
+        }
+        child.wait().unwrap();
+        let manifest = folder.join("manifest.json");
+        assert!(!manifest.exists() || shard_bytes(&folder) == expected);
+    }
+    assert!(kills >= 4, "killed {kills} times");
+    proxy.set_plan(Box::new(|_| Fault::None));
+    succeeds(proxy.environment(), &kinetics(&src, SET));
+    assert!(shard_bytes(&folder) == expected, "killed {kills} times");
+
+    // Again, when all is done: nothing is written.
+    proxy.take_traffic();
+    succeeds(proxy.environment(), &kinetics(&src, SET));
+    assert_eq!(proxy.take_traffic().request_bytes, 0);
+
+    // What reads local sets reads this one.
+    let clean = succeeds(server.environment(), &["verify", SET, "--quiet"]);
+    assert!(clean.contains("clean"), "{clean}");
+    let inspect = |set: &str| succeeds(server.environment(), &["--json", "inspect", set]);
+    let (there, here) = (inspect(SET), inspect(utf8(&local)));
+    let without_path = |text: &str, path: &str| text.replace(path, "SET");
+    assert!(without_path(&there, SET) == without_path(&here, utf8(&local)));
+}
+
+#[test]
+fn a_bucket_that_cannot_be_used_is_a_clear_error_without_secrets() {
+    let server = Server::start().unwrap();
+    for (name, value, expected) in [
+        (
+            "AWS_ACCESS_KEY_ID",
+            "AKNOBODY",
+            "access key id is not known",
+        ),
+        (
+            "AWS_SECRET_ACCESS_KEY",
+            "hush-hush",
+            "secret key does not belong",
+        ),
+        (
+            "AWS_ENDPOINT_URL",
+            "nowhere",
+            "AWS_ENDPOINT_URL is not an address",
+        ),
+        ("AWS_PROFILE", "nobody", "no such profile"),
+    ] {
+        let mut environment = server.environment();
+        environment.push((name.to_owned(), value.to_owned()));
+        let Output { status, stderr, .. } =
+            program(environment, &["inspect", SET]).output().unwrap();
+        let message = text(&stderr);
+        assert_eq!(status.code(), Some(1), "{message}");
+        assert!(message.contains(expected), "{name}: {message}");
+        assert!(!message.contains("hush-hush"), "{message}");
+        assert!(!message.contains("panicked"), "{message}");
+    }
+    let missing = program(server.environment(), &["inspect", SET])
+        .output()
+        .unwrap();
+    let message = text(&missing.stderr);
+    assert!(message.contains("has no manifest.json"), "{message}");
+}

@@ -1,10 +1,13 @@
 //! `pairquet inspect`: what a shard set holds, or what a config makes of it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Result;
 use comfy_table::{Table, presets};
+use pipeline::config::{OrderKind, ReadKind};
+use pipeline::loader::state::Batching;
+use pipeline::loader::{Line, Rank, ReadPlan, open};
 use pipeline::sheet;
 use serde::Serialize;
 use shards::{Kind, Manifest, ShardSet, Store};
@@ -34,11 +37,23 @@ pub struct Args {
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..=1024))]
     samples: u64,
     /// Training config whose views the sheet shows.
-    #[arg(long, value_name = "FILE.toml")]
+    #[arg(long, value_name = "FILE.toml", group = "configs")]
     config: Option<PathBuf>,
     /// Change a value of that config, as in `train`.
-    #[arg(long = "set", value_name = "KEY=VALUE", requires = "config")]
+    #[arg(long = "set", value_name = "KEY=VALUE", requires = "configs")]
     overrides: Vec<String>,
+    /// Show how this training config reads its data: what at once, bytes, requests, waiting, memory, cache.
+    #[arg(long, value_name = "FILE.toml", group = "configs", conflicts_with_all = ["path", "sheet", "config"])]
+    plan: Option<PathBuf>,
+    /// Ranks that share the reading of --plan.
+    #[arg(long, default_value_t = 1, requires = "plan", value_parser = clap::value_parser!(u64).range(1..=65536))]
+    ranks: u64,
+    /// Time until a request's first byte in milliseconds, for --plan.
+    #[arg(long, default_value_t = 30.0, requires = "plan", value_parser = positive)]
+    latency_ms: f64,
+    /// Speed of the line in MiB/s, for --plan.
+    #[arg(long, default_value_t = 100.0, requires = "plan", value_parser = positive)]
+    bandwidth_mib: f64,
 }
 
 #[derive(Serialize)]
@@ -69,8 +84,23 @@ struct Sample {
     bytes: usize,
 }
 
+#[derive(Serialize)]
+struct PlanReport {
+    order: OrderKind,
+    rank: Rank,
+    #[serde(flatten)]
+    plan: ReadPlan,
+    batches_per_epoch: u64,
+    line: Line,
+    seconds_per_batch: f64,
+}
+
 /// Runs the verb.
 pub fn run(args: Args, out: &Output) -> Result<ExitCode> {
+    if let Some(config) = &args.plan {
+        out.result(&plan(&args, config)?, describe_plan)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let config = args
         .config
         .as_deref()
@@ -83,7 +113,7 @@ pub fn run(args: Args, out: &Output) -> Result<ExitCode> {
             return Err(Usage("name a shard set, or a config with --config".into()).into());
         }
     };
-    let set = open(
+    let set = open_split(
         &path,
         args.split
             .as_deref()
@@ -111,8 +141,99 @@ pub fn run(args: Args, out: &Output) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+fn plan(args: &Args, config: &Path) -> Result<PlanReport> {
+    let config = TrainConfig::read(config, &args.overrides)?;
+    let source = open::source(&config.data)?;
+    let rank = Rank {
+        rank: 0,
+        world: args.ranks,
+    };
+    let plan = ReadPlan::of(&config.data, source.as_ref(), rank)?;
+    let order = open::order(source.as_ref(), &config.data, config.seed)?;
+    let batch_size = config.data.batch_size as u64;
+    let batching = Batching::new(order.n_positions(), batch_size, rank)?;
+    let line = Line {
+        latency_s: args.latency_ms / 1e3,
+        bytes_per_s: args.bandwidth_mib * f64::from(1 << 20),
+    };
+    Ok(PlanReport {
+        order: config.data.order_in_force(),
+        rank,
+        plan,
+        batches_per_epoch: batching.batches_per_epoch(),
+        line,
+        seconds_per_batch: plan.seconds_per_batch(line, batching.batches_per_epoch()),
+    })
+}
+
+fn describe_plan(report: &PlanReport) -> String {
+    let PlanReport { plan, line, .. } = report;
+    let reads = |what: ReadKind, (bytes, requests): (u64, u64)| {
+        let what = match what {
+            ReadKind::Pages => "single pictures",
+            ReadKind::Groups => "whole row groups",
+        };
+        format!("{what}: {} in {requests} requests", human_bytes(bytes))
+    };
+    let other = match plan.read {
+        ReadKind::Pages => ReadKind::Groups,
+        ReadKind::Groups => ReadKind::Pages,
+    };
+    let instead = match plan.other {
+        Some(cost) => reads(other, cost),
+        None => "whole row groups need data.order = \"blocks\"".to_owned(),
+    };
+    let memory = match plan.read {
+        ReadKind::Pages => "the pictures on their way".to_owned(),
+        ReadKind::Groups => format!(
+            "up to {} of row groups, of which a window takes {}",
+            human_bytes(plan.budget_bytes),
+            human_bytes(plan.window_bytes)
+        ),
+    };
+    facts([
+        ("order", format!("{:?}", report.order).to_lowercase()),
+        (
+            "an epoch",
+            format!(
+                "{} batches; a rank of {} reads {}",
+                report.batches_per_epoch,
+                report.rank.world,
+                reads(plan.read, (plan.bytes, plan.requests))
+            ),
+        ),
+        ("instead", instead),
+        (
+            "a batch",
+            format!(
+                "{:.3} s of reading at {:.0} ms and {}/s, {} reads at once",
+                report.seconds_per_batch,
+                line.latency_s * 1e3,
+                human_bytes(line.bytes_per_s as u64),
+                plan.read_threads.max(plan.fetch_threads)
+            ),
+        ),
+        ("memory", memory),
+        (
+            "cache",
+            format!(
+                "{} hold all that is read in any epoch",
+                human_bytes(plan.distinct_bytes)
+            ),
+        ),
+    ])
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    let number = text
+        .parse()
+        .ok()
+        .filter(|n: &f64| *n > 0.0 && n.is_finite());
+    number.ok_or_else(|| "expected a number above 0".to_owned())
+}
+
 /// The split asked for; else the only one of the set, or `train`.
-fn open(path: &str, split: Option<&str>) -> Result<ShardSet> {
+fn open_split(path: &str, split: Option<&str>) -> Result<ShardSet> {
     if let Some(split) = split {
         return Ok(ShardSet::open(path, split)?);
     }

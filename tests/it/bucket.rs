@@ -8,6 +8,7 @@ use std::time::Duration;
 use bucket::{Fault, Proxy, Server};
 
 use crate::support::{demo_set, ok, pairquet, shard_bytes, text, utf8};
+use crate::train::{figures, strs, train_args};
 
 const SET: &str = "s3://sets/a/set";
 
@@ -127,4 +128,90 @@ fn a_bucket_that_cannot_be_used_is_a_clear_error_without_secrets() {
         .unwrap();
     let message = text(&missing.stderr);
     assert!(message.contains("has no manifest.json"), "{message}");
+}
+
+/// Arguments of a small run on the demo's images, by whatever address.
+fn train_from(path: &str, out: &Path, more: &[&str]) -> Vec<String> {
+    let mut args = train_args("cropmae", out, 1);
+    let path = format!("data.path={path}");
+    for value in [path.as_str(), "data.order=blocks"]
+        .into_iter()
+        .chain(more.iter().copied())
+    {
+        args.extend(["--set".to_owned(), value.to_owned()]);
+    }
+    args
+}
+
+/// A server with the demo's images in `images`.
+fn server_with_images() -> Server {
+    let server = Server::start().unwrap();
+    let folder = server.folder().join("images");
+    std::fs::create_dir(&folder).unwrap();
+    for file in std::fs::read_dir(demo_set().join("shards/images")).unwrap() {
+        let file = file.unwrap();
+        if file.path().is_file() {
+            std::fs::copy(file.path(), folder.join(file.file_name())).unwrap();
+        }
+    }
+    server
+}
+
+#[test]
+fn a_run_from_a_bucket_is_the_run_from_the_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let [here, there] = ["here", "there"].map(|name| dir.path().join(name));
+    let local = demo_set().join("shards/images");
+    ok(&strs(&train_from(utf8(&local), &here, &[])));
+    let server = server_with_images();
+    let args = train_from("s3://sets/images", &there, &[]);
+    succeeds(server.environment(), &strs(&args));
+    assert_eq!(figures(&there), figures(&here));
+}
+
+#[test]
+fn kills_while_the_cache_fills_lose_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let [here, there] = ["here", "there"].map(|name| dir.path().join(name));
+    let local = demo_set().join("shards/images");
+    ok(&strs(&train_from(utf8(&local), &here, &[])));
+    let server = server_with_images();
+    let proxy = Proxy::start(server.address()).unwrap();
+    let cache = format!(
+        "data.cache={{dir={:?}, max_bytes=67108864}}",
+        utf8(&dir.path().join("cache"))
+    );
+    let args = train_from(
+        "s3://sets/images",
+        &there,
+        &[&cache, "data.read=pages", "data.io_threads=3"],
+    );
+    let mut kills = 0;
+    for nth in 0..20 {
+        let (reached, wait) = mpsc::channel();
+        let first = proxy.take_log().last().map_or(0, |last| last.number + 1);
+        // From the first request on, a little later each time: before an entry, in the middle of it, behind it.
+        proxy.set_plan(Box::new(move |request| {
+            if request.number >= first + 1 + nth % 7 {
+                let _ = reached.send(()); // the test may have heard enough
+            }
+            Fault::None
+        }));
+        let mut child = program(proxy.environment(), &strs(&args)).spawn().unwrap();
+        while wait.recv_timeout(Duration::from_millis(20)).is_err() {
+            if child.try_wait().unwrap().is_some() {
+                break;
+            }
+        }
+        std::thread::sleep(Duration::from_micros(300 * nth));
+        if child.try_wait().unwrap().is_none() {
+            child.kill().unwrap();
+            kills += 1;
+        }
+        child.wait().unwrap();
+    }
+    assert!(kills >= 15, "killed {kills} times");
+    proxy.set_plan(Box::new(|_| Fault::None));
+    succeeds(proxy.environment(), &strs(&args));
+    assert_eq!(figures(&there), figures(&here), "killed {kills} times");
 }

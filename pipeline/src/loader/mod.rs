@@ -34,7 +34,7 @@ pub mod state;
 pub mod stats;
 
 pub use batch::Batch;
-pub use plan::ReadPlan;
+pub use plan::{Line, ReadPlan};
 pub use source::{Pictures, Sample, Source};
 pub use state::{LoaderState, Rank};
 pub use stats::{BadSample, LoaderStats, ReducedStats, StageStats};

@@ -33,6 +33,8 @@ pub struct ReadPlan {
     pub requests: u64,
     /// The same by the other kind of reading, where the order allows it.
     pub other: Option<(u64, u64)>,
+    /// Bytes of all row groups that any sample comes from: what a cache must hold so that nothing is fetched twice.
+    pub distinct_bytes: u64,
     /// Largest memory for row groups that are read ahead; 0 for single pictures.
     pub budget_bytes: u64,
     /// Row groups of the largest window, in bytes; 0 for single pictures.
@@ -43,7 +45,30 @@ pub struct ReadPlan {
     pub fetch_threads: usize,
 }
 
+/// The line to a bucket.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Line {
+    /// Seconds until a request's first byte.
+    pub latency_s: f64,
+    /// Bytes a second of all requests together.
+    pub bytes_per_s: f64,
+}
+
 impl ReadPlan {
+    /// Seconds that one rank's reads of one batch take on `line`, if nothing is read ahead: the longer of what the bytes
+    /// take and what the requests take, as many at once as there are readers.
+    ///
+    /// * `batches`: of an epoch.
+    pub fn seconds_per_batch(&self, line: Line, batches: u64) -> f64 {
+        let readers = match self.read {
+            ReadKind::Pages => self.fetch_threads,
+            ReadKind::Groups => self.read_threads,
+        };
+        let bytes = self.bytes as f64 / line.bytes_per_s;
+        let requests = self.requests as f64 * line.latency_s / readers.max(1) as f64;
+        bytes.max(requests) / batches.max(1) as f64
+    }
+
     /// The plan of `config` for `rank` of a run over `source`.
     ///
     /// # Errors
@@ -100,6 +125,7 @@ impl ReadPlan {
                 bytes: pages.0,
                 requests: pages.1,
                 other: has_windows.then_some(groups),
+                distinct_bytes: group_bytes,
                 budget_bytes: 0,
                 window_bytes: 0,
                 read_threads: 0,
@@ -133,6 +159,7 @@ impl ReadPlan {
             bytes: groups.0,
             requests: groups.1,
             other: Some(pages),
+            distinct_bytes: group_bytes,
             budget_bytes,
             window_bytes,
             read_threads: io_threads(REMOTE_GROUP_READERS, 2),

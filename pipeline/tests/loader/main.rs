@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)] // helpers of tests, which Clippy takes for production code
 
 mod batches;
+mod bucket;
 mod faults;
 mod groups;
 mod mix;

@@ -7,6 +7,7 @@ mod bucket;
 mod cli;
 mod convert;
 mod exchange;
+mod order;
 mod real_data;
 mod support;
 mod train;

@@ -88,7 +88,7 @@ fn foreign(set: ForeignSet, source: &SourceConfig) -> Result<Arc<dyn Source>> {
             name: "data.select",
             value: format!("{:?}", source.select),
             expected: format!(
-                "max_samples alone: {} is no set of this program's, convert it to select by class or key",
+                "max_samples alone: {} was not made by `pairquet convert`",
                 source.path
             ),
         });

@@ -6,6 +6,7 @@ mod batches;
 mod bucket;
 mod faults;
 mod groups;
+mod huge;
 mod mix;
 mod pairs;
 mod parts;

@@ -5,9 +5,10 @@ use std::process::{Command, Output};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use bucket::{Fault, Proxy, Server};
+use bucket::{Fault, Proxy, Rates, Server};
 
 use crate::support::{demo_set, ok, pairquet, shard_bytes, text, utf8};
+use crate::train::{figures, strs, train_args};
 
 const SET: &str = "s3://sets/a/set";
 
@@ -127,4 +128,37 @@ fn a_bucket_that_cannot_be_used_is_a_clear_error_without_secrets() {
         .unwrap();
     let message = text(&missing.stderr);
     assert!(message.contains("has no manifest.json"), "{message}");
+}
+
+#[test]
+fn a_run_from_a_bucket_over_a_bad_line_has_the_losses_of_a_local_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start().unwrap();
+    let proxy = Proxy::start(server.address()).unwrap();
+    let there = server.folder().join("a/set");
+    std::fs::create_dir_all(&there).unwrap();
+    for (name, bytes) in shard_bytes(&demo_set().join("shards/clips")) {
+        std::fs::write(there.join(name), bytes).unwrap();
+    }
+    proxy.set_plan(
+        Rates {
+            errors: 0.02,
+            resets: 0.02,
+            truncations: 0.02,
+            ..Rates::default()
+        }
+        .plan(5),
+    );
+    let run = |name: &str| {
+        let out = dir.path().join(name);
+        let mut args = train_args("siammae", &out, 2);
+        args.extend(["--set".to_owned(), "data.order=full".to_owned()]);
+        (out, args)
+    };
+    let (local, args) = run("local");
+    ok(&strs(&args));
+    let (remote, mut args) = run("remote");
+    args.extend(["--set".to_owned(), format!("data.path={SET}")]);
+    succeeds(proxy.environment(), &strs(&args));
+    assert_eq!(figures(&remote), figures(&local));
 }

@@ -54,7 +54,7 @@ pub fn strs(args: &[String]) -> Vec<&str> {
 }
 
 /// The figures of each step that must not depend on how the run went.
-fn figures(run: &Path) -> Vec<[Value; 4]> {
+pub fn figures(run: &Path) -> Vec<[Value; 4]> {
     fs::read_to_string(run.join("metrics.jsonl"))
         .unwrap()
         .lines()

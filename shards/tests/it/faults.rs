@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use bucket::{Fault, Proxy, Rates, Request, Server};
+use bucket::{Fault, Line, Proxy, Rates, Request, Server};
 use shards::{Environment, Error, Store, StoreOptions};
 
 use crate::support::noise;
@@ -72,6 +72,39 @@ fn what_is_written_over_a_bad_line_is_what_was_meant() {
     writer.commit().unwrap();
     let direct = open(server.environment(), &options());
     assert!(direct.read("written").unwrap() == bytes);
+}
+
+#[test]
+fn a_writer_holds_a_bounded_number_of_parts() {
+    use std::io::Write;
+    let (_, _server, proxy, _) = behind_a_proxy();
+    let options = StoreOptions {
+        parts_in_flight: 2,
+        ..options()
+    };
+    proxy.set_line(Line {
+        latency: Duration::from_millis(20),
+        bytes_per_s: Some(200 << 20),
+    });
+    let store = open(proxy.environment(), &options);
+    let mut writer = store.create("written").unwrap();
+    let piece = noise(9, 1 << 20);
+    let (mut written, mut most_waiting) = (0, 0);
+    for _ in 0..40 {
+        writer.write_all(&piece).unwrap();
+        written += piece.len() as u64;
+        let arrived = proxy.traffic().request_bytes;
+        most_waiting = most_waiting.max(written - arrived);
+    }
+    writer.commit().unwrap();
+    let traffic = proxy.take_traffic();
+    assert!(traffic.request_bytes > 40 << 20, "{traffic:?}");
+    assert_eq!(traffic.most_at_once, 2, "{traffic:?}");
+    // Two parts on their way, and the one that is being filled.
+    assert!(
+        most_waiting <= 3 * options.part_bytes as u64,
+        "{most_waiting}"
+    );
 }
 
 #[test]

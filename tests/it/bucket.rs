@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use bucket::{Fault, Proxy, Server};
+use bucket::{Fault, Proxy, Rates, Server};
 
 use crate::support::{demo_set, ok, pairquet, shard_bytes, text, utf8};
 use crate::train::{figures, strs, train_args};
@@ -143,16 +143,13 @@ fn train_from(path: &str, out: &Path, more: &[&str]) -> Vec<String> {
     args
 }
 
-/// A server with the demo's images in `images`.
-fn server_with_images() -> Server {
+/// A server with one of the demo's sets.
+fn server_with(set: &str) -> Server {
     let server = Server::start().unwrap();
-    let folder = server.folder().join("images");
+    let folder = server.folder().join(set);
     std::fs::create_dir(&folder).unwrap();
-    for file in std::fs::read_dir(demo_set().join("shards/images")).unwrap() {
-        let file = file.unwrap();
-        if file.path().is_file() {
-            std::fs::copy(file.path(), folder.join(file.file_name())).unwrap();
-        }
+    for (name, bytes) in shard_bytes(&demo_set().join("shards").join(set)) {
+        std::fs::write(folder.join(name), bytes).unwrap();
     }
     server
 }
@@ -163,7 +160,7 @@ fn a_run_from_a_bucket_is_the_run_from_the_disk() {
     let [here, there] = ["here", "there"].map(|name| dir.path().join(name));
     let local = demo_set().join("shards/images");
     ok(&strs(&train_from(utf8(&local), &here, &[])));
-    let server = server_with_images();
+    let server = server_with("images");
     let args = train_from("s3://sets/images", &there, &[]);
     succeeds(server.environment(), &strs(&args));
     assert_eq!(figures(&there), figures(&here));
@@ -175,7 +172,7 @@ fn kills_while_the_cache_fills_lose_nothing() {
     let [here, there] = ["here", "there"].map(|name| dir.path().join(name));
     let local = demo_set().join("shards/images");
     ok(&strs(&train_from(utf8(&local), &here, &[])));
-    let server = server_with_images();
+    let server = server_with("images");
     let proxy = Proxy::start(server.address()).unwrap();
     let cache = format!(
         "data.cache={{dir={:?}, max_bytes=67108864}}",
@@ -214,4 +211,32 @@ fn kills_while_the_cache_fills_lose_nothing() {
     proxy.set_plan(Box::new(|_| Fault::None));
     succeeds(proxy.environment(), &strs(&args));
     assert_eq!(figures(&there), figures(&here), "killed {kills} times");
+}
+
+#[test]
+fn a_run_from_a_bucket_over_a_bad_line_has_the_losses_of_a_local_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server_with("clips");
+    let proxy = Proxy::start(server.address()).unwrap();
+    proxy.set_plan(
+        Rates {
+            errors: 0.02,
+            resets: 0.02,
+            truncations: 0.02,
+            ..Rates::default()
+        }
+        .plan(5),
+    );
+    let run = |name: &str| {
+        let out = dir.path().join(name);
+        let mut args = train_args("siammae", &out, 2);
+        args.extend(["--set".to_owned(), "data.order=full".to_owned()]);
+        (out, args)
+    };
+    let (local, args) = run("local");
+    ok(&strs(&args));
+    let (remote, mut args) = run("remote");
+    args.extend(["--set".to_owned(), "data.path=s3://sets/clips".into()]);
+    succeeds(proxy.environment(), &strs(&args));
+    assert_eq!(figures(&remote), figures(&local));
 }

@@ -1,6 +1,6 @@
 //! From an address to the clients that speak with what is there. The only file that knows the makes of stores.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
@@ -92,11 +92,18 @@ fn client(options: &StoreOptions, stall: Duration) -> ClientOptions {
         .with_timeout_disabled()
         .with_connect_timeout(options.connect_timeout())
         .with_read_timeout(stall)
+        .with_no_system_certificates(!has_certificates())
 }
 
-/// Says which library does TLS. Whoever was first in the process has chosen; any will do.
-fn prepare_tls() {
-    let _ = rustls::crypto::ring::default_provider().install_default();
+/// Whether this machine has certificates of those who vouch for others. Clients cannot be built without, unless they
+/// are told, and a bucket behind plain HTTP needs none. Makes the process ready for TLS besides.
+pub(super) fn has_certificates() -> bool {
+    static KNOWN: OnceLock<bool> = OnceLock::new();
+    *KNOWN.get_or_init(|| {
+        // Whoever was first in the process has chosen the library; any will do.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        reqwest::Client::builder().build().is_ok()
+    })
 }
 
 fn settings(error: object_store::Error) -> Error {
@@ -114,7 +121,6 @@ pub(super) fn s3(
     options: &StoreOptions,
     environment: &Environment,
 ) -> Result<Backend> {
-    prepare_tls();
     let profile = Profile::read(environment)?;
     let place = S3Place::new(bucket, environment, &profile)?;
     let build = |manner: Manner| -> Result<(Arc<dyn ObjectStore>, String)> {
@@ -323,11 +329,11 @@ fn with_credentials(
     ) {
         return Ok((builder, format!("signed as the web identity {role}")));
     }
-    let container = [
-        "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
-        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
-    ];
-    if container.iter().any(|name| environment.get(name).is_some()) {
+    let is_set = |name| environment.get(name).is_some();
+    if is_set("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")
+        || is_set("AWS_CONTAINER_CREDENTIALS_FULL_URI")
+            && is_set("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE")
+    {
         return Ok((builder, "signed with the role of the container".to_owned()));
     }
     let nobody = format!(
@@ -359,7 +365,6 @@ pub(super) fn gcs(
     options: &StoreOptions,
     environment: &Environment,
 ) -> Result<Backend> {
-    prepare_tls();
     let build = |manner: Manner| -> Result<Arc<dyn ObjectStore>> {
         let mut builder = GoogleCloudStorageBuilder::new()
             .with_client_options(manner.client)
@@ -393,7 +398,6 @@ pub(super) fn azure(
     options: &StoreOptions,
     environment: &Environment,
 ) -> Result<Backend> {
-    prepare_tls();
     let build = |manner: Manner| -> Result<Arc<dyn ObjectStore>> {
         let mut builder = MicrosoftAzureBuilder::new()
             .with_client_options(manner.client)
@@ -426,7 +430,6 @@ pub(super) fn azure(
 
 /// Files behind a web server, which can be read and not listed.
 pub(super) fn http(url: &str, options: &StoreOptions) -> Result<Backend> {
-    prepare_tls();
     let Manner { client, retry } = Manner::reading(options);
     let built = HttpBuilder::new()
         .with_url(url)
@@ -448,7 +451,6 @@ pub(super) fn hub(
     options: &StoreOptions,
     environment: &Environment,
 ) -> Result<Backend> {
-    prepare_tls();
     let Manner { client, retry } = Manner::reading(options);
     let hub = Hub::open(address, client, retry, options, environment)?;
     let identity = match hub.has_token() {

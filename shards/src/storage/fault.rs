@@ -49,8 +49,13 @@ impl Fault {
         }
         // The client keeps the type of its failed requests to itself, so what a store answered comes as text.
         let said = last.map(ToString::to_string).unwrap_or_default();
-        if let Some(fault) = Self::of_text(&said) {
-            return fault;
+        match (Self::of_text(&said), error) {
+            // Not the object is missing then, but whoever was asked for credentials on the way has none.
+            (Some(Fault::Missing), object_store::Error::Generic { .. }) => {
+                return Fault::Refused(words(404, &said));
+            }
+            (Some(fault), _) => return fault,
+            (None, _) => {}
         }
         match error {
             object_store::Error::NotFound { .. } => Fault::Missing,
@@ -169,7 +174,11 @@ fn transport(error: &HttpError) -> String {
         HttpErrorKind::Decode => "an answer that is not understood or was cut off",
         _ => "the connection broke",
     };
-    format!("{what} ({})", innermost(error))
+    let said = innermost(error);
+    match said.contains("UnknownIssuer") {
+        true => format!("{what} ({said}: this machine has no certificate that vouches for it)"),
+        false => format!("{what} ({said})"),
+    }
 }
 
 /// What the last of a chain of errors says: the others say it again or say less.

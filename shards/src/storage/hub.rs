@@ -19,6 +19,7 @@ use object_store::{
 use serde::Deserialize;
 
 use super::address::HubAddress;
+use super::backend::has_certificates;
 use super::options::{Environment, StoreOptions};
 use crate::error::Error;
 
@@ -98,13 +99,15 @@ impl Hub {
             .with_retry(retry)
             .build()
             .map_err(|e| settings(e.to_string()))?;
-        let client = reqwest::Client::builder()
+        let mut lister = reqwest::Client::builder()
             .connect_timeout(options.connect_timeout())
             .read_timeout(options.stall_timeout())
             .https_only(!is_plain)
-            .default_headers(headers)
-            .build()
-            .map_err(|e| settings(e.to_string()))?;
+            .default_headers(headers);
+        if !has_certificates() {
+            lister = lister.tls_certs_only([]);
+        }
+        let client = lister.build().map_err(|e| settings(e.to_string()))?;
         Ok(Hub {
             files,
             client,

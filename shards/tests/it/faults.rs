@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use bucket::{Fault, Proxy, Rates, Request, Server};
+use bucket::{Fault, Line, Proxy, Rates, Request, Server};
 use shards::{Environment, Error, Store, StoreOptions};
 
 use crate::support::noise;
@@ -72,6 +72,39 @@ fn what_is_written_over_a_bad_line_is_what_was_meant() {
     writer.commit().unwrap();
     let direct = open(server.environment(), &options());
     assert!(direct.read("written").unwrap() == bytes);
+}
+
+#[test]
+fn a_writer_holds_a_bounded_number_of_parts() {
+    use std::io::Write;
+    let (_, _server, proxy, _) = behind_a_proxy();
+    let options = StoreOptions {
+        parts_in_flight: 2,
+        ..options()
+    };
+    proxy.set_line(Line {
+        latency: Duration::from_millis(20),
+        bytes_per_s: Some(200 << 20),
+    });
+    let store = open(proxy.environment(), &options);
+    let mut writer = store.create("written").unwrap();
+    let piece = noise(9, 1 << 20);
+    let (mut written, mut most_waiting) = (0, 0);
+    for _ in 0..40 {
+        writer.write_all(&piece).unwrap();
+        written += piece.len() as u64;
+        let arrived = proxy.traffic().request_bytes;
+        most_waiting = most_waiting.max(written - arrived);
+    }
+    writer.commit().unwrap();
+    let traffic = proxy.take_traffic();
+    assert!(traffic.request_bytes > 40 << 20, "{traffic:?}");
+    assert_eq!(traffic.most_at_once, 2, "{traffic:?}");
+    // Two parts on their way, and the one that is being filled.
+    assert!(
+        most_waiting <= 3 * options.part_bytes as u64,
+        "{most_waiting}"
+    );
 }
 
 #[test]
@@ -313,4 +346,89 @@ fn credentials_come_from_profiles_and_public_buckets_need_none() {
     let store = Store::open_with("s3://sets", &options(), &environment).unwrap();
     store.put_atomic("x", b"2").unwrap();
     assert!(store.read("x").unwrap() == b"2".as_slice());
+}
+
+#[test]
+fn every_kind_of_address_opens_without_asking_anybody() {
+    let environment: Environment = [
+        ("GOOGLE_SKIP_SIGNATURE", "true"),
+        ("AZURE_STORAGE_ACCOUNT_NAME", "account"),
+        ("AZURE_SKIP_SIGNATURE", "true"),
+        ("AWS_SKIP_SIGNATURE", "true"),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .into_iter()
+    .collect();
+    for uri in [
+        "s3://bucket/set",
+        "gs://bucket/set",
+        "az://container/set",
+        "http://host/set",
+        "https://host/set",
+        "hf://datasets/owner/name",
+    ] {
+        let store = Store::open_with(uri, &options(), &environment).unwrap();
+        assert_eq!(store.full_path("x"), format!("{uri}/x"));
+        assert!(store.folder().is_none());
+    }
+}
+
+/// What answers for the role of a machine or container, as Amazon's do.
+fn role(path: &str, keys: &str) -> Option<Fault> {
+    let body = match path {
+        "/latest/api/token" => "a-session-token",
+        "/latest/meta-data/iam/security-credentials/" => "the-role",
+        "/latest/meta-data/iam/security-credentials/the-role" | "/container" => keys,
+        _ => return None,
+    };
+    Some(Fault::Reply {
+        status: 200,
+        headers: Vec::new(),
+        body: body.to_owned(),
+    })
+}
+
+#[test]
+fn credentials_come_from_the_roles_of_containers_and_machines() {
+    let server = Server::start().unwrap();
+    let proxy = Proxy::start(server.address()).unwrap();
+    let keys = format!(
+        r#"{{"Code":"Success","Type":"AWS-HMAC","LastUpdated":"2026-01-01T00:00:00Z","AccessKeyId":"{}",
+        "SecretAccessKey":"{}","Token":"a-token","Expiration":"2999-01-01T00:00:00Z"}}"#,
+        bucket::ACCESS_KEY,
+        bucket::SECRET_KEY
+    );
+    proxy.set_plan(Box::new(move |request| {
+        role(&request.path, &keys).unwrap_or(Fault::None)
+    }));
+    let dir = tempfile::tempdir().unwrap();
+    let token = dir.path().join("token");
+    std::fs::write(&token, "container-token").unwrap();
+    let container = [
+        (
+            "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+            format!("{}/container", proxy.endpoint()),
+        ),
+        (
+            "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+            token.to_str().unwrap().to_owned(),
+        ),
+    ];
+    let machine = [("AWS_METADATA_ENDPOINT", proxy.endpoint())];
+    for role in [container.as_slice(), machine.as_slice()] {
+        let mut environment = proxy.environment();
+        environment.retain(|(name, _)| !name.contains("KEY"));
+        environment.extend(role.iter().map(|(n, v)| (n.to_string(), v.clone())));
+        let store = open(environment, &options());
+        store.put_atomic("x", b"1").unwrap();
+        assert!(store.read("x").unwrap() == b"1".as_slice());
+    }
+    // A machine without a role: soon said, and what to do.
+    proxy.set_plan(Box::new(|_| Fault::refusal(404, "NotFound")));
+    let mut environment = proxy.environment();
+    environment.retain(|(name, _)| !name.contains("KEY"));
+    environment.push(("AWS_METADATA_ENDPOINT".to_owned(), proxy.endpoint()));
+    let error = open(environment, &options()).read("x").unwrap_err();
+    let message = error.to_string();
+    assert!(message.contains("AWS_SKIP_SIGNATURE=true"), "{message}");
 }

@@ -154,6 +154,8 @@ pub struct Traffic {
     pub reply_bytes: u64,
     /// Bytes of the bodies of requests.
     pub request_bytes: u64,
+    /// Most requests that were being answered at the same time.
+    pub most_at_once: u64,
 }
 
 /// Stands between a client and a server.
@@ -169,6 +171,8 @@ struct Shared {
     line: RwLock<Line>,
     next_number: AtomicU64,
     traffic: Mutex<Traffic>,
+    /// Requests that are being answered.
+    at_once: AtomicU64,
     /// When the line has carried all that it was given.
     free_at: Mutex<Instant>,
     log: Mutex<Vec<Request>>,
@@ -190,6 +194,7 @@ impl Proxy {
             line: RwLock::default(),
             next_number: AtomicU64::new(0),
             traffic: Mutex::default(),
+            at_once: AtomicU64::new(0),
             free_at: Mutex::new(Instant::now()),
             log: Mutex::default(),
         });
@@ -224,6 +229,11 @@ impl Proxy {
     /// How the line is from now on.
     pub fn set_line(&self, line: Line) {
         *write(&self.shared.line) = line;
+    }
+
+    /// What went through since the start, or the last call of [`Proxy::take_traffic`].
+    pub fn traffic(&self) -> Traffic {
+        *lock(&self.shared.traffic)
     }
 
     /// What went through since the start, or the last call.
@@ -300,6 +310,24 @@ impl Head {
     }
 }
 
+/// A request that is being answered, until this is dropped.
+struct Busy<'a>(&'a AtomicU64);
+
+impl<'a> Busy<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        let at_once = shared.at_once.fetch_add(1, Ordering::Relaxed) + 1;
+        let mut traffic = lock(&shared.traffic);
+        traffic.most_at_once = traffic.most_at_once.max(at_once);
+        Busy(&shared.at_once)
+    }
+}
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// Answers the requests of one connection.
 async fn serve(shared: Arc<Shared>, mut client: TcpStream) -> io::Result<()> {
     client.set_nodelay(true)?;
@@ -307,6 +335,7 @@ async fn serve(shared: Arc<Shared>, mut client: TcpStream) -> io::Result<()> {
     while let Some(mut request) = Head::read(&mut client, rest).await? {
         rest = std::mem::take(&mut request.rest);
         let fault = shared.judge(&request);
+        let _busy = Busy::new(&shared);
         tokio::time::sleep(read(&shared.line).latency).await;
         match &fault {
             Fault::HangUp => return Ok(()),

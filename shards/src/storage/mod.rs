@@ -395,8 +395,8 @@ impl Store {
             return Err(Error::Changed {
                 path: self.full_path(path),
                 range: Some(range),
-                was,
-                is: etag.unwrap_or_default(),
+                was: was.into(),
+                is: etag.unwrap_or_default().into(),
             });
         }
         self.check_length(path, &range, &bytes)?;
@@ -681,7 +681,7 @@ impl Store {
                 path,
                 range,
                 doing,
-                reason,
+                reason: reason.into(),
                 waited_ms: waited.as_millis() as u64,
             },
             Fault::Refused(reason) => Error::Refused {
@@ -689,8 +689,8 @@ impl Store {
                 doing,
                 reason,
                 identity: match &self.place {
-                    Place::Disk(_) => String::new(),
-                    Place::Remote(remote) => remote.identity.clone(),
+                    Place::Disk(_) => Box::default(),
+                    Place::Remote(remote) => remote.identity.as_str().into(),
                 },
             },
         }

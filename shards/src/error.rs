@@ -86,7 +86,7 @@ pub enum Error {
         /// What was being done, such as `reading`.
         doing: &'static str,
         /// What happened the last time.
-        reason: String,
+        reason: Box<str>,
         /// How long it was tried, in milliseconds.
         waited_ms: u64,
     },
@@ -100,7 +100,7 @@ pub enum Error {
         /// What is wrong, with the store's own word for it.
         reason: String,
         /// Who asked and where, without secrets.
-        identity: String,
+        identity: Box<str>,
     },
     /// The object was replaced by another one while it was being read in parts.
     #[error(
@@ -113,9 +113,9 @@ pub enum Error {
         /// The bytes that were asked for.
         range: Option<Range<u64>>,
         /// The etag of the parts read before.
-        was: String,
+        was: Box<str>,
         /// The etag now.
-        is: String,
+        is: Box<str>,
     },
     /// The object was to be written over what was known of it, and somebody else was faster.
     #[error("writing {path}: somebody else wrote it in the meantime")]

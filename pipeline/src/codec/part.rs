@@ -271,7 +271,7 @@ mod tests {
     impl File {
         fn encode(&self) -> Vec<u8> {
             let params = [
-                (raw::TJPARAM_TJPARAM_SUBSAMP, self.sampling as i32),
+                (raw::TJPARAM_TJPARAM_SUBSAMP, self.sampling),
                 (raw::TJPARAM_TJPARAM_QUALITY, self.quality),
                 (
                     raw::TJPARAM_TJPARAM_PROGRESSIVE,
@@ -442,7 +442,7 @@ mod tests {
         };
         let cmyk = [
             (raw::TJPARAM_TJPARAM_COLORSPACE, raw::TJCS_TJCS_YCCK as i32),
-            (raw::TJPARAM_TJPARAM_SUBSAMP, raw::TJSAMP_TJSAMP_420 as i32),
+            (raw::TJPARAM_TJPARAM_SUBSAMP, raw::TJSAMP_TJSAMP_420),
             (raw::TJPARAM_TJPARAM_QUALITY, 90),
         ];
         let cmyk = encode(80, 60, &pixels(80, 60, 4), &cmyk);

@@ -98,8 +98,9 @@ impl OpenJpeg<'_> {
     /// reduced by that factor inside of the transform, for less work.
     ///
     /// Rows below the box are not looked at, but for the end of the file, which must be there. Wherever anything else
-    /// is unusual (a warning of the library, CMYK, rare kinds of sampling), the whole picture is decoded instead: so a
-    /// truncated file is an error for every box, and damage that the box does not see is none.
+    /// is unusual (a warning of the library, CMYK, rare kinds of sampling, a box or scale that cannot be), the whole
+    /// picture is decoded instead: so a truncated file is an error for every box, and damage that the box does not see is
+    /// none.
     ///
     /// # Errors
     /// As [`JpegDecoder::decode`].
@@ -112,6 +113,7 @@ impl OpenJpeg<'_> {
         let header = *self.turbo.header();
         let (width, height) = (header.width, header.height);
         if let Some(mcu_width) = header.mcu_width
+            && matches!(scale, 1 | 2 | 4 | 8)
             && CropBox::whole(width, height).contains(&wanted)
         {
             let reduced = |side: u32| side.div_ceil(scale);

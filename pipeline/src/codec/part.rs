@@ -467,6 +467,33 @@ mod tests {
         }
     }
 
+    #[test]
+    fn boxes_and_scales_that_cannot_be_give_the_whole() {
+        let image = Rgb8Image {
+            width: 80,
+            height: 60,
+            data: pixels(80, 60, 3),
+        };
+        let bytes = encode_rgb8(&image, 90).unwrap();
+        let whole = CropBox::whole(80, 60);
+        let boxes = [(0, 0, 0, 0), (5, 5, 10, 0), (9, 9, 0, 9), (70, 0, 11, 9)].map(
+            |(x, y, width, height)| CropBox {
+                x,
+                y,
+                width,
+                height,
+            },
+        );
+        let cases = boxes.map(|crop| (crop, 1)).into_iter();
+        for (crop, scale) in cases.chain([(whole, 0), (whole, 3)]) {
+            let (mut decoder, mut part) = (PartDecoder::new(), PicturePart::default());
+            let picture = decoder.open(&bytes).unwrap();
+            picture.decode_part(crop, scale, &mut part).unwrap();
+            assert_eq!(part.pixels_size(), (80, 60), "{crop:?}");
+            assert_eq!(part.locate(whole), whole);
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(300))]
         #[test]

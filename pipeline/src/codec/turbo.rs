@@ -167,6 +167,9 @@ impl Opened<'_> {
         scale: u32,
         pixels: &mut [u8],
     ) -> Result<Ending, String> {
+        if area.width == 0 || area.height == 0 {
+            return Err("a part without pixels".to_owned()); // to the library, 0 is the rest of the picture
+        }
         let denom = libc::c_int::try_from(scale).map_err(|error| error.to_string())?;
         let factor = raw::tjscalingfactor { num: 1, denom };
         let [x, y, w, h] = [area.x, area.y, area.width, area.height]

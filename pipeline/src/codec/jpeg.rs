@@ -157,8 +157,8 @@ struct Columns {
 impl Columns {
     /// The columns to decode so that those from `left` to before `right` come out as if all had been.
     fn covering(&self, left: u32, right: u32) -> (u32, u32) {
-        // Smooth upsampling of halved chroma looks at one column of it on either side, and treats the first and the last
-        // decoded column as the picture's edges.
+        // Smooth upsampling of halved chroma looks at one column of it on either side, treats the first and the last
+        // decoded column as the picture's edges, and is given up below two columns, which these make sure of.
         let upsampling = if self.per_chroma > 1 {
             self.per_chroma
         } else {
@@ -171,12 +171,6 @@ impl Columns {
         let mut right = right + upsampling;
         if self.is_progressive {
             right = right.next_multiple_of(self.mcu) + smoothing;
-        }
-        // Fewer than three columns of chroma would switch smooth upsampling off.
-        let narrowest = 3 * self.per_chroma;
-        if right.min(self.width) - left < narrowest {
-            left = left.saturating_sub(self.mcu);
-            right = right.max(left + narrowest);
         }
         (left, right.min(self.width))
     }

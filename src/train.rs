@@ -66,8 +66,10 @@ pub fn train(config: &TrainConfig, dir: &Path, stop: &Stop, out: &Output) -> Res
         Progress::Step(step) => {
             bar.set_total(step.last_step);
             bar.set_done(step.step);
+            let stage = step.bottleneck.filter(|&name| name != "consumer");
+            let held_up_by = stage.map_or_else(String::new, |name| format!(" (held up by {name})"));
             bar.note(format!(
-                "loss {:.4}  lr {:.2e}  {:.1} pairs/s  waiting for data {:.0} %",
+                "loss {:.4}  lr {:.2e}  {:.1} pairs/s  waiting for data {:.0} %{held_up_by}",
                 step.loss, step.lr, step.pairs_per_s, step.data_wait_pct
             ));
         }

@@ -5,6 +5,9 @@
 //! `cargo bench -p pairquet-pipeline --bench loader`. Converts the images and clips of `PAIRQUET_SHARED_DIR` (default:
 //! `shared` beside the workspace) into a temporary folder first. `PAIRQUET_BENCH_SECONDS` is the length of a round (3),
 //! `PAIRQUET_BENCH_THREADS` the numbers of threads (`1,2`).
+//!
+//! Where other programs share the machine, processor time tells more than the clock: the last share is that of a pair's
+//! processor time on the floor in that of the whole process while it loads (Linux only).
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -121,20 +124,26 @@ impl Set {
         };
         let cached = cache(&config)?;
         let mut loader = Loader::new(&config, SEED, Rank::SINGLE, LoaderState::default())?;
-        let (mut rates, mut floors, mut shares) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut rates, mut floors) = (Vec::new(), Vec::new());
+        let (mut shares, mut cpu_shares) = (Vec::new(), Vec::new());
         let recycled = loader.next_batch()?;
         loader.recycle(recycled);
         for _ in 0..ROUNDS {
-            rates.push(time_loader(&mut loader, round)?);
+            let loaded = time_loader(&mut loader, round)?;
             // The loader is idle here: its window is full.
             std::thread::sleep(Duration::from_millis(300));
-            floors.push(threads as f64 * decode_and_cut(&config, &cached, round)?);
-            shares.push(100.0 * rates[rates.len() - 1] / floors[floors.len() - 1]);
+            let alone = decode_and_cut(&config, &cached, round)?;
+            rates.push(loaded.rate);
+            floors.push(threads as f64 * alone.rate);
+            shares.push(100.0 * loaded.rate / (threads as f64 * alone.rate));
+            cpu_shares.push(100.0 * alone.cpu_s / loaded.cpu_s);
         }
         let stats = loader.stats();
-        let (rate, floor, share) = (median(&mut rates), median(&mut floors), median(&mut shares));
+        let (rate, floor) = (median(&mut rates), median(&mut floors));
+        let (share, cpu_share) = (median(&mut shares), median(&mut cpu_shares));
         println!(
-            "{:<24} {threads} thread(s): loader {rate:7.1}, {threads} x floor {floor:7.1}, median share {share:.1} %; \
+            "{:<24} {threads} thread(s): loader {rate:7.1}, {threads} x floor {floor:7.1}, median share {share:.1} % \
+             ({cpu_share:.1} % of processor time); \
              decode {:.3} ms, views {:.3} ms a pair; {:.0} KiB read a pair; bottleneck {}",
             self.name(),
             1e3 * stats.decode_s / stats.stages[1].items as f64,
@@ -146,19 +155,61 @@ impl Set {
     }
 }
 
-fn time_loader(loader: &mut Loader, round: Duration) -> Result<f64> {
+/// Pairs a second, and the process's processor seconds for each.
+struct Speed {
+    rate: f64,
+    cpu_s: f64,
+}
+
+/// The clocks of a round.
+struct Clocks(Instant, f64);
+
+impl Clocks {
+    fn start() -> Self {
+        Self(Instant::now(), processor_s())
+    }
+
+    fn stop(&self, n_pairs: usize) -> Speed {
+        Speed {
+            rate: n_pairs as f64 / self.0.elapsed().as_secs_f64(),
+            cpu_s: (processor_s() - self.1) / n_pairs as f64,
+        }
+    }
+}
+
+/// Processor seconds of this process, to a hundredth; not a number where the system does not tell.
+fn processor_s() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // User and system time are the 12th and 13th fields behind the name, which ends with the last parenthesis.
+    let fields = stat
+        .rsplit(')')
+        .next()
+        .unwrap_or_default()
+        .split_whitespace();
+    let ticks: Vec<f64> = fields
+        .skip(11)
+        .take(2)
+        .filter_map(|n| n.parse().ok())
+        .collect();
+    match ticks.as_slice() {
+        [user, system] => (user + system) / 100.0,
+        _ => f64::NAN,
+    }
+}
+
+fn time_loader(loader: &mut Loader, round: Duration) -> Result<Speed> {
     // What was made ahead while nobody took it does not count.
     for _ in 0..2 {
         let batch = loader.next_batch()?;
         loader.recycle(batch);
     }
-    let (start, mut n_pairs) = (Instant::now(), 0);
-    while start.elapsed() < round {
+    let (clocks, mut n_pairs) = (Clocks::start(), 0);
+    while clocks.0.elapsed() < round {
         let batch = loader.next_batch()?;
         n_pairs += batch.len();
         loader.recycle(batch);
     }
-    Ok(n_pairs as f64 / start.elapsed().as_secs_f64())
+    Ok(clocks.stop(n_pairs))
 }
 
 /// A sample's key and pictures.
@@ -189,12 +240,12 @@ fn cache(config: &DataConfig) -> Result<Vec<Cached>> {
     Ok(cached)
 }
 
-fn decode_and_cut(config: &DataConfig, cached: &[Cached], round: Duration) -> Result<f64> {
+fn decode_and_cut(config: &DataConfig, cached: &[Cached], round: Duration) -> Result<Speed> {
     let views = Views::new(config);
     let (mut decoder, mut renderer) = (PartDecoder::new(), views.renderer());
     let mut parts = [PicturePart::default(), PicturePart::default()];
     let mut out = vec![0; views.sample_bytes()];
-    let (start, mut n_pairs) = (Instant::now(), 0);
+    let (clocks, mut n_pairs) = (Clocks::start(), 0);
     for (key, pages) in cached.iter().cycle() {
         let mut drawn = None;
         for (page, part) in pages.iter().zip(&mut parts) {
@@ -206,11 +257,11 @@ fn decode_and_cut(config: &DataConfig, cached: &[Cached], round: Duration) -> Re
         let draw = drawn.ok_or("a sample without pictures")?;
         views.render(*key, &draw, &parts[..pages.len()], &mut renderer, &mut out)?;
         n_pairs += 1;
-        if start.elapsed() >= round {
+        if clocks.0.elapsed() >= round {
             break;
         }
     }
-    Ok(f64::from(n_pairs) / start.elapsed().as_secs_f64())
+    Ok(clocks.stop(n_pairs))
 }
 
 fn median(values: &mut [f64]) -> f64 {

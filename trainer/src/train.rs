@@ -159,6 +159,7 @@ pub fn train_from(
         Ok(())
     };
     let mut saved = start;
+    let mut bottleneck = None;
     let mut place = loader.state(); // of the last step's end
     while done < plan.last_step && !stopping {
         let step = done + 1;
@@ -211,6 +212,7 @@ pub fn train_from(
 
         if config.run.log_due(done, plan.total_steps) {
             let stats = loader.stats();
+            bottleneck = Some(stats.bottleneck());
             let line = MetricsLine {
                 step: done,
                 epoch: plan.epochs_after(done),
@@ -222,7 +224,8 @@ pub fn train_from(
                 data_wait_pct: clock.window().data_wait_pct(),
                 eta_s: clock.eta_s(),
                 bad_samples: stats.bad.len() as u64,
-                bottleneck: Some(stats.bottleneck().to_string()),
+                bottleneck: bottleneck.map(str::to_owned),
+                reduced_difference: stats.reduced.and_then(|reduced| reduced.mean_difference),
                 time: clock::unix_time_s(),
             };
             log.write(&line)?;
@@ -237,6 +240,7 @@ pub fn train_from(
             grad_norm: norms.global,
             pairs_per_s: clock.session().pairs_per_s(),
             data_wait_pct: clock.session().data_wait_pct(),
+            bottleneck,
             eta_s: clock.eta_s(),
         }));
         if let Some((views, randomness)) =

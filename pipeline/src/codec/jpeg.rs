@@ -98,8 +98,9 @@ impl OpenJpeg<'_> {
     /// reduced by that factor inside of the transform, for less work.
     ///
     /// Rows below the box are not looked at, but for the end of the file, which must be there. Wherever anything else
-    /// is unusual (a warning of the library, CMYK, rare kinds of sampling), the whole picture is decoded instead: so a
-    /// truncated file is an error for every box, and damage that the box does not see is none.
+    /// is unusual (a warning of the library, CMYK, rare kinds of sampling, a box or scale that cannot be), the whole
+    /// picture is decoded instead: so a truncated file is an error for every box, and damage that the box does not see is
+    /// none.
     ///
     /// # Errors
     /// As [`JpegDecoder::decode`].
@@ -112,6 +113,7 @@ impl OpenJpeg<'_> {
         let header = *self.turbo.header();
         let (width, height) = (header.width, header.height);
         if let Some(mcu_width) = header.mcu_width
+            && matches!(scale, 1 | 2 | 4 | 8)
             && CropBox::whole(width, height).contains(&wanted)
         {
             let reduced = |side: u32| side.div_ceil(scale);
@@ -155,8 +157,8 @@ struct Columns {
 impl Columns {
     /// The columns to decode so that those from `left` to before `right` come out as if all had been.
     fn covering(&self, left: u32, right: u32) -> (u32, u32) {
-        // Smooth upsampling of halved chroma looks at one column of it on either side, and treats the first and the last
-        // decoded column as the picture's edges.
+        // Smooth upsampling of halved chroma looks at one column of it on either side, treats the first and the last
+        // decoded column as the picture's edges, and is given up below two columns, which these make sure of.
         let upsampling = if self.per_chroma > 1 {
             self.per_chroma
         } else {
@@ -169,12 +171,6 @@ impl Columns {
         let mut right = right + upsampling;
         if self.is_progressive {
             right = right.next_multiple_of(self.mcu) + smoothing;
-        }
-        // Fewer than three columns of chroma would switch smooth upsampling off.
-        let narrowest = 3 * self.per_chroma;
-        if right.min(self.width) - left < narrowest {
-            left = left.saturating_sub(self.mcu);
-            right = right.max(left + narrowest);
         }
         (left, right.min(self.width))
     }

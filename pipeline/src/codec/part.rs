@@ -271,7 +271,7 @@ mod tests {
     impl File {
         fn encode(&self) -> Vec<u8> {
             let params = [
-                (raw::TJPARAM_TJPARAM_SUBSAMP, self.sampling as i32),
+                (raw::TJPARAM_TJPARAM_SUBSAMP, self.sampling),
                 (raw::TJPARAM_TJPARAM_QUALITY, self.quality),
                 (
                     raw::TJPARAM_TJPARAM_PROGRESSIVE,
@@ -323,6 +323,11 @@ mod tests {
         }
     }
 
+    /// Shares for [`box_within`], often at an end: at an edge, a single pixel, the whole side.
+    fn shares() -> impl Strategy<Value = [f64; 4]> {
+        prop::array::uniform4(prop_oneof![2 => 0.0..1.0, 1 => Just(0.0), 1 => Just(0.9999)])
+    }
+
     /// The first pixel of the box that differs from the whole picture's.
     fn difference(part: &PicturePart, whole: &Rgb8Image, crop: CropBox) -> Option<(u32, u32)> {
         let at = part.locate(crop);
@@ -343,7 +348,7 @@ mod tests {
         #[test]
         fn a_part_has_the_pixels_of_the_whole(
             file in file(),
-            boxes in prop::collection::vec(prop::array::uniform4(0.0..1.0f64), 4),
+            boxes in prop::collection::vec(shares(), 4),
             scans in 1usize..12,
         ) {
             let mut bytes = file.encode();
@@ -442,7 +447,7 @@ mod tests {
         };
         let cmyk = [
             (raw::TJPARAM_TJPARAM_COLORSPACE, raw::TJCS_TJCS_YCCK as i32),
-            (raw::TJPARAM_TJPARAM_SUBSAMP, raw::TJSAMP_TJSAMP_420 as i32),
+            (raw::TJPARAM_TJPARAM_SUBSAMP, raw::TJSAMP_TJSAMP_420),
             (raw::TJPARAM_TJPARAM_QUALITY, 90),
         ];
         let cmyk = encode(80, 60, &pixels(80, 60, 4), &cmyk);
@@ -467,11 +472,37 @@ mod tests {
         }
     }
 
+    #[test]
+    fn boxes_and_scales_that_cannot_be_give_the_whole() {
+        let image = Rgb8Image {
+            width: 80,
+            height: 60,
+            data: pixels(80, 60, 3),
+        };
+        let bytes = encode_rgb8(&image, 90).unwrap();
+        let whole = CropBox::whole(80, 60);
+        let boxes =
+            [(0, 0, 0, 0), (5, 5, 10, 0), (70, 0, 11, 9)].map(|(x, y, width, height)| CropBox {
+                x,
+                y,
+                width,
+                height,
+            });
+        let cases = boxes.map(|crop| (crop, 1)).into_iter();
+        for (crop, scale) in cases.chain([(whole, 0), (whole, 3)]) {
+            let (mut decoder, mut part) = (PartDecoder::new(), PicturePart::default());
+            let picture = decoder.open(&bytes).unwrap();
+            picture.decode_part(crop, scale, &mut part).unwrap();
+            assert_eq!(part.pixels_size(), (80, 60), "{crop:?}");
+            assert_eq!(part.locate(whole), whole);
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(300))]
         #[test]
         fn a_cut_file_is_truncated_for_every_box(
-            file in file(), shares in prop::array::uniform4(0.0..1.0f64), cut in any::<prop::sample::Index>(),
+            file in file(), shares in shares(), cut in any::<prop::sample::Index>(),
         ) {
             let bytes = file.encode();
             let bytes = &bytes[..3 + cut.index(bytes.len() - 3)];
@@ -484,7 +515,7 @@ mod tests {
 
         #[test]
         fn a_damaged_file_is_as_the_whole_or_damaged_elsewhere(
-            file in file(), shares in prop::array::uniform4(0.0..1.0f64),
+            file in file(), shares in shares(),
             at in any::<prop::sample::Index>(), value: u8,
         ) {
             let mut bytes = file.encode();

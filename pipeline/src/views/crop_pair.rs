@@ -8,7 +8,7 @@ use crate::codec::PicturePart;
 use crate::config::Strategy;
 use crate::error::Result;
 use crate::rng::Purpose;
-use crate::views::{CropBox, CropSampler, Renderer, RgbRef, SampleKey};
+use crate::views::{CropBox, CropSampler, Mirror, Renderer, RgbRef, SampleKey};
 
 /// Draws and cuts a pair.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -96,28 +96,28 @@ impl CropPair {
         f1: &mut [u8],
         f2: &mut [u8],
     ) -> Result<()> {
-        {
-            let (global, other) = if self.strategy == Strategy::LocalToGlobal {
-                (&mut *f2, &mut *f1)
-            } else {
-                (&mut *f1, &mut *f2)
-            };
-            renderer.cut(picture, draw.global, global)?;
-            match draw.other {
-                OtherCrop::InGlobalView(crop) => {
-                    let view = RgbRef {
-                        width: renderer.size(),
-                        height: renderer.size(),
-                        data: global,
-                    };
-                    renderer.cut(view, crop, other)?;
-                }
-                OtherCrop::InPicture(crop) => renderer.cut(picture, crop, other)?,
-                OtherCrop::Same => other.copy_from_slice(global),
+        let [flip_1, flip_2] = draw.flip;
+        let (global, global_flip, other, other_flip) = if self.strategy == Strategy::LocalToGlobal {
+            (f2, flip_2, f1, flip_1)
+        } else {
+            (f1, flip_1, f2, flip_2)
+        };
+        let mirrored = |source, view| Mirror { source, view };
+        renderer.cut(picture, draw.global, mirrored(false, global_flip), global)?;
+        match draw.other {
+            OtherCrop::InGlobalView(crop) => {
+                let view = RgbRef {
+                    width: renderer.size(),
+                    height: renderer.size(),
+                    data: global,
+                };
+                renderer.cut(view, crop, mirrored(global_flip, other_flip), other)?;
             }
+            OtherCrop::InPicture(crop) => {
+                renderer.cut(picture, crop, mirrored(false, other_flip), other)?;
+            }
+            OtherCrop::Same => other.copy_from_slice(global),
         }
-        renderer.flip_if(draw.flip[0], f1);
-        renderer.flip_if(draw.flip[1], f2);
         Ok(())
     }
 }
@@ -196,10 +196,13 @@ mod tests {
                         data: &f1,
                     },
                     local,
+                    Mirror::default(),
                     &mut expected,
                 )
                 .unwrap();
-            renderer.flip_if(draw.flip[1], &mut expected);
+            if draw.flip[1] {
+                flip_horizontal(&mut expected, SIZE);
+            }
             assert_eq!(f2, expected);
         }
     }

@@ -1,7 +1,7 @@
 //! What a sample becomes: drawn first (which frames, which boxes, which flips), then cut from the decoded pictures, of
 //! which only the part that the drawn boxes need is decoded.
 //!
-//! Reading order: [`crop_box`] (where a crop lies), [`resize`] (crop, then resize), [`augment`] (flip and colour),
+//! Reading order: [`crop_box`] (where a crop lies), [`resize`] (crop, then resize, and the flip) and `resample` (one axis of it), [`augment`] (colour),
 //! [`single`], [`crop_pair`], [`frame_pair`], [`multi_view`] (the four kinds), and [`Views`], which picks one.
 //!
 //! - Every draw is a pure function of a [`SampleKey`] and the sizes of the pictures; drawing needs no pixel.
@@ -13,11 +13,12 @@ pub mod crop_box;
 pub mod crop_pair;
 pub mod frame_pair;
 pub mod multi_view;
+mod resample;
 pub mod resize;
 pub mod single;
 
 pub use crop_box::{CropBox, CropSampler};
-pub use resize::{CropResizer, RgbRef, resize_short_side};
+pub use resize::{CropResizer, Mirror, RgbRef, resize_short_side};
 
 use crate::codec::PicturePart;
 use crate::config::{AugmentConfig, DataConfig, DecodeKind, Interpolation, ViewsKind};
@@ -75,16 +76,16 @@ impl Renderer {
     ///
     /// # Errors
     /// As [`CropResizer::resize_crop`].
-    pub fn cut(&mut self, picture: RgbRef<'_>, crop: CropBox, out: &mut [u8]) -> Result<()> {
+    pub fn cut(
+        &mut self,
+        picture: RgbRef<'_>,
+        crop: CropBox,
+        mirror: Mirror,
+        out: &mut [u8],
+    ) -> Result<()> {
+        let size = (self.size, self.size);
         self.resizer
-            .resize_crop(picture, crop, self.size, self.size, self.interpolation, out)
-    }
-
-    /// Mirrors the view if asked to.
-    pub fn flip_if(&self, flip: bool, view: &mut [u8]) {
-        if flip {
-            augment::flip_horizontal(view, self.size);
-        }
+            .resize_mirrored(picture, crop, size, self.interpolation, mirror, out)
     }
 }
 

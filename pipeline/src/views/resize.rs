@@ -3,14 +3,11 @@
 //! The crop comes first: the resampler then never sees pixels outside the box. Passing the box to the resizer instead
 //! would be a different result at the borders (up to 40 levels).
 
-use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
-use fast_image_resize::pixels::U8x3;
-use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
-
 use crate::codec::{PicturePart, Rgb8Image};
 use crate::config::Interpolation;
 use crate::error::{Error, Result};
 use crate::views::CropBox;
+use crate::views::resample::{READ_PAST, Taps};
 
 /// Borrowed 8-bit RGB pixels.
 #[derive(Debug, Clone, Copy)]
@@ -44,12 +41,24 @@ impl<'a> From<&'a PicturePart> for RgbRef<'a> {
     }
 }
 
+/// Which of two pictures are stored mirrored, left to right.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Mirror {
+    /// The picture that is cut from. A crop still counts from where its left edge would be if it were not.
+    pub source: bool,
+    /// The view to be made.
+    pub view: bool,
+}
+
 /// Resizes crops; keep one for each thread, its scratch memory is reused.
 #[derive(Debug, Default)]
 pub struct CropResizer {
-    resizer: Resizer,
-    /// The crop resized in width alone.
+    across: Taps,
+    down: Taps,
+    /// The crop resized along one axis alone.
     half_done: Vec<u8>,
+    /// Copies of the last rows of a picture, with readable bytes behind them.
+    last_rows: Vec<u8>,
 }
 
 impl CropResizer {
@@ -74,6 +83,33 @@ impl CropResizer {
         interpolation: Interpolation,
         out: &mut [u8],
     ) -> Result<()> {
+        let out_size = (out_width, out_height);
+        self.resize_mirrored(
+            picture,
+            crop,
+            out_size,
+            interpolation,
+            Mirror::default(),
+            out,
+        )
+    }
+
+    /// As [`Self::resize_crop`], from a mirrored picture or to a mirrored view, for nothing more: the view is, to the bit,
+    /// what mirroring before or after would give.
+    ///
+    /// * `out_width`, `out_height`: in px.
+    ///
+    /// # Errors
+    /// As [`Self::resize_crop`].
+    pub fn resize_mirrored(
+        &mut self,
+        picture: RgbRef<'_>,
+        crop: CropBox,
+        (out_width, out_height): (u32, u32),
+        interpolation: Interpolation,
+        mirror: Mirror,
+        out: &mut [u8],
+    ) -> Result<()> {
         let wrong_crop = || Error::Invalid {
             name: "crop",
             value: format!("{crop:?}"),
@@ -87,56 +123,126 @@ impl CropResizer {
         if !CropBox::whole(picture.width, picture.height).contains(&crop) {
             return Err(wrong_crop());
         }
-        let out_len = out.len();
-        if out_len as u64 != u64::from(out_width) * u64::from(out_height) * 3 {
-            return Err(wrong_out(out_len));
+        if out.len() as u64 != u64::from(out_width) * u64::from(out_height) * 3 {
+            return Err(wrong_out(out.len()));
         }
-        let source =
-            TypedImageRef::<U8x3>::from_buffer(picture.width, picture.height, picture.data)
-                .map_err(|_| wrong_crop())?;
-        let cropped = TypedCroppedImage::from_ref(&source, crop.x, crop.y, crop.width, crop.height)
-            .map_err(|_| wrong_crop())?;
-        let mut target = TypedImage::<U8x3>::from_buffer(out_width, out_height, out)
-            .map_err(|_| wrong_out(out_len))?;
-        let options = options(interpolation);
-        let width_first = crop.width != out_width
-            && crop.height != out_height
-            && !height_first_in_pillow(crop, out_width, out_height);
-        if !width_first {
-            return self
-                .resizer
-                .resize_typed(&cropped, &mut target, &options)
-                .map_err(|_| wrong_crop());
+        let (width, height) = (picture.width as usize, picture.height as usize);
+        if picture.data.len() < width * height * 3 || crop.width == 0 || crop.height == 0 {
+            return Err(wrong_crop());
         }
+        if out.is_empty() {
+            return Ok(());
+        }
+        let x = if mirror.source {
+            picture.width - crop.x - crop.width
+        } else {
+            crop.x
+        };
+        let stride = width * 3;
+        let source = Rows {
+            data: &picture.data[crop.y as usize * stride + x as usize * 3..],
+            stride,
+            row_bytes: crop.width as usize * 3,
+        };
+        self.across.prepare(
+            crop.width,
+            out_width,
+            interpolation,
+            mirror.source,
+            mirror.view,
+        );
+        if crop.height == out_height {
+            self.across.across(
+                out_height as usize,
+                source.padded(out_height, &mut self.last_rows),
+                out,
+            );
+            return Ok(());
+        }
+        self.down
+            .prepare(crop.height, out_height, interpolation, false, false);
         // Between the passes values are rounded, and bicubic overshoots clipped, so the order of the passes shows: in a
-        // quarter of all values by a level, at clipped edges by up to 11. The library resizes the height first, Pillow
-        // the width: two calls of one pass each keep Pillow's order and are as fast.
-        self.half_done
-            .resize(out_width as usize * crop.height as usize * 3, 0);
-        let mut half_done =
-            TypedImage::<U8x3>::from_buffer(out_width, crop.height, &mut self.half_done)
-                .map_err(|_| wrong_crop())?;
-        self.resizer
-            .resize_typed(&cropped, &mut half_done, &options)
-            .and_then(|()| self.resizer.resize_typed(&half_done, &mut target, &options))
-            .map_err(|_| wrong_crop())
+        // quarter of all values by a level, at clipped edges by up to 11. It is Pillow's.
+        if height_first_in_pillow(crop, out_width, out_height) {
+            let half_bytes = out_height as usize * source.row_bytes;
+            make_room(&mut self.half_done, half_bytes);
+            let half_done = &mut self.half_done[..half_bytes];
+            self.down
+                .down(source.data, stride, source.row_bytes, half_done);
+            let half = Rows {
+                data: &self.half_done,
+                stride: source.row_bytes,
+                ..source
+            };
+            self.across.across(
+                out_height as usize,
+                half.padded(out_height, &mut self.last_rows),
+                out,
+            );
+        } else {
+            let row_bytes = out_width as usize * 3;
+            let half_bytes = crop.height as usize * row_bytes;
+            make_room(&mut self.half_done, half_bytes);
+            let half_done = &mut self.half_done[..half_bytes];
+            self.across.across(
+                crop.height as usize,
+                source.padded(crop.height, &mut self.last_rows),
+                half_done,
+            );
+            self.down.down(half_done, row_bytes, row_bytes, out);
+        }
+        Ok(())
     }
 }
 
-/// Whether Pillow, too, resizes the height first: from version 13 on where it shrinks much more than the width. Crops of
+/// At least `n_bytes`, with what was there before: all of it is written before it is read.
+fn make_room(memory: &mut Vec<u8>, n_bytes: usize) {
+    if memory.len() < n_bytes {
+        memory.resize(n_bytes, 0);
+    }
+}
+
+/// Rows of a crop where they lie in a picture.
+#[derive(Clone, Copy)]
+struct Rows<'a> {
+    /// From the first row's first byte on.
+    data: &'a [u8],
+    /// Bytes from one row to the next.
+    stride: usize,
+    row_bytes: usize,
+}
+
+impl<'a> Rows<'a> {
+    /// The rows with [`READ_PAST`] bytes behind each: nearly always the picture goes on there; the last rows are copied.
+    fn padded(self, n_rows: u32, copies: &'a mut Vec<u8>) -> impl Fn(usize) -> &'a [u8] {
+        let n_rows = n_rows as usize;
+        let padded_bytes = self.row_bytes + READ_PAST;
+        let n_in_place = match self.data.len().checked_sub(padded_bytes) {
+            Some(room) => (room / self.stride + 1).min(n_rows),
+            None => 0,
+        };
+        copies.clear();
+        for row in n_in_place..n_rows {
+            copies.extend_from_slice(&self.data[row * self.stride..][..self.row_bytes]);
+            copies.extend_from_slice(&[0; READ_PAST]);
+        }
+        let copies = copies.as_slice();
+        move |row| {
+            if row < n_in_place {
+                &self.data[row * self.stride..][..padded_bytes]
+            } else {
+                &copies[(row - n_in_place) * padded_bytes..][..padded_bytes]
+            }
+        }
+    }
+}
+
+/// Whether Pillow resizes the height first: from version 13 on where it shrinks much more than the width. Crops of
 /// the usual aspects never do; the factor is bracketed by the golden crops (1.33 does not, 1.65 does).
 fn height_first_in_pillow(crop: CropBox, out_width: u32, out_height: u32) -> bool {
     let scale = |from: u32, to: u32| f64::from(from) / f64::from(to);
     let (across, down) = (scale(crop.width, out_width), scale(crop.height, out_height));
     down > 1.0 && down > 1.5 * across
-}
-
-fn options(interpolation: Interpolation) -> ResizeOptions {
-    let filter = match interpolation {
-        Interpolation::Bilinear => FilterType::Bilinear,
-        Interpolation::Bicubic => FilterType::CatmullRom, // a = -0.5, as Pillow's
-    };
-    ResizeOptions::new().resize_alg(ResizeAlg::Convolution(filter))
 }
 
 /// Size of a picture whose short side becomes `short` px, aspect kept.
@@ -192,6 +298,7 @@ pub fn resize_short_side(picture: &Rgb8Image, short: u32) -> Result<Rgb8Image> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::views::augment::flip_horizontal;
 
     fn gradient(width: u32, height: u32) -> Rgb8Image {
         let data = (0..height)
@@ -322,6 +429,48 @@ mod tests {
                 .resize_crop(lying, whole, 2, 2, Interpolation::Bilinear, &mut out)
                 .is_err()
         );
+    }
+
+    #[test]
+    fn mirrors_are_what_mirroring_gives() {
+        let picture = gradient(61, 47);
+        let mut stored = picture.clone();
+        flip_horizontal(&mut stored.data, 61);
+        let crop = CropBox {
+            x: 3,
+            y: 4,
+            width: 50,
+            height: 40,
+        };
+        let mut resizer = CropResizer::new();
+        for (size, kind) in [
+            ((24, 24), Interpolation::Bilinear),
+            ((50, 40), Interpolation::Bilinear),
+            ((50, 17), Interpolation::Bicubic),
+            ((90, 40), Interpolation::Bicubic),
+            ((90, 9), Interpolation::Bicubic), // the height first
+        ] {
+            let mut views = [false, true].map(|source| {
+                [false, true].map(|view| {
+                    let from = if source { &stored } else { &picture };
+                    let mut out = vec![0; (size.0 * size.1 * 3) as usize];
+                    let mirror = Mirror { source, view };
+                    resizer
+                        .resize_mirrored(from.into(), crop, size, kind, mirror, &mut out)
+                        .unwrap();
+                    if view {
+                        flip_horizontal(&mut out, size.0);
+                    }
+                    out
+                })
+            });
+            let plain = std::mem::take(&mut views[0][0]);
+            views[0][0] = views[0][1].clone();
+            assert!(
+                views.iter().flatten().all(|view| *view == plain),
+                "{size:?}"
+            );
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use crate::codec::PicturePart;
 use crate::error::Result;
 use crate::rng::Purpose;
-use crate::views::{CropBox, CropSampler, Renderer, RgbRef, SampleKey};
+use crate::views::{CropBox, CropSampler, Mirror, Renderer, RgbRef, SampleKey};
 
 /// A randomly cropped and flipped view.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -53,8 +53,10 @@ impl ViewDraw {
         renderer: &mut Renderer,
         out: &mut [u8],
     ) -> Result<()> {
-        renderer.cut(picture, self.crop, out)?;
-        renderer.flip_if(self.flip, out);
-        Ok(())
+        let mirror = Mirror {
+            source: false,
+            view: self.flip,
+        };
+        renderer.cut(picture, self.crop, mirror, out)
     }
 }

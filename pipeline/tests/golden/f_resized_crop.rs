@@ -3,7 +3,7 @@
 use pipeline::codec::Rgb8Image;
 use pipeline::config::{Interpolation, Sampler, Strategy};
 use pipeline::views::crop_pair::{CropPair, CropPairDraw, OtherCrop};
-use pipeline::views::{CropBox, CropResizer, CropSampler, Renderer};
+use pipeline::views::{CropBox, CropResizer, CropSampler, Mirror, Renderer};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
@@ -129,7 +129,7 @@ fn view_pair(part: &Part, pair: &Value) -> usize {
     let (size, local) = (expected[1].width, to_box(&pair["local_box_in_global_view"]));
     let mut renderer = Renderer::new(size, Interpolation::Bilinear);
     renderer
-        .cut((&expected[0]).into(), local, &mut out)
+        .cut((&expected[0]).into(), local, Mirror::default(), &mut out)
         .unwrap();
     assert_close(&out, &expected[1].data, &GLOBAL, name);
     1
@@ -253,7 +253,7 @@ fn siam_frames(source: &Rgb8Image, file: &Value) -> [Vec<u8>; 2] {
     [source.clone(), rolled(source, roll[0], roll[1])].map(|frame| {
         let mut out = vec![0; size as usize * size as usize * 3];
         Renderer::new(size, Interpolation::Bilinear)
-            .cut((&frame).into(), crop, &mut out)
+            .cut((&frame).into(), crop, Mirror::default(), &mut out)
             .unwrap();
         out
     })

@@ -50,6 +50,9 @@ pub struct MetricsLine {
     /// The loader's stage that holds the others up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bottleneck: Option<String>,
+    /// Mean difference that `data.decode = "fast"` made to the views, in levels of 255, as far as it was looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reduced_difference: Option<f64>,
     /// When, in seconds since 1970.
     pub time: f64,
 }

@@ -39,6 +39,8 @@ pub struct StepReport {
     pub pairs_per_s: f64,
     /// Share of that time spent waiting for data, in percent.
     pub data_wait_pct: f64,
+    /// What held the others up when a line was last logged: a stage of the loader, or its consumer, the training.
+    pub bottleneck: Option<&'static str>,
     /// Seconds to the end of this session.
     pub eta_s: f64,
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use pipeline::codec::{Rgb8Image, jpeg};
 use pipeline::config::ViewsKind;
-use pipeline::loader::Source;
+use pipeline::loader::{Pictures, Source};
 use pipeline::loader::source::Sample;
 
 use super::*;

@@ -2,19 +2,25 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Result;
 use comfy_table::{Table, presets};
-use pipeline::sheet;
+use pipeline::config::{DataConfig, ViewsKind};
+use pipeline::speed::{self, FloorSpeed};
+use pipeline::{Stop, sheet};
 use serde::Serialize;
 use shards::{Kind, Manifest, ShardSet, Store};
 use trainer::TrainConfig;
 
+use crate::bench;
 use crate::output::{Output, Usage, facts};
 use crate::sizes::human_bytes;
 
 /// Side of a contact sheet's cell in pixels.
 const CELL_PX: u32 = 160;
+/// Of `--speed`, the reading of its pictures left out.
+const SPEED_TIME: Duration = Duration::from_secs(1);
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -33,7 +39,11 @@ pub struct Args {
     /// Samples or pairs on the sheet.
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..=1024))]
     samples: u64,
-    /// Training config whose views the sheet shows.
+    /// Time for a second what one core of this machine makes of the set's own pictures: the expected pairs/s, for views of
+    /// 224 px (crop pairs of images, frame pairs of clips), or for those of --config.
+    #[arg(long)]
+    speed: bool,
+    /// Training config whose views the sheet shows and --speed times.
     #[arg(long, value_name = "FILE.toml")]
     config: Option<PathBuf>,
     /// Change a value of that config, as in `train`.
@@ -56,6 +66,9 @@ struct Report {
     options: serde_json::Map<String, serde_json::Value>,
     schema: String,
     first_samples: Vec<Sample>,
+    /// Of one core on this machine, from memory; absent if not asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    speed: Option<FloorSpeed>,
 }
 
 #[derive(Serialize)]
@@ -107,8 +120,39 @@ pub fn run(args: Args, out: &Output) -> Result<ExitCode> {
         sheet::write_png(file, &picture)?;
         out.say(format!("contact sheet: {}", file.display()));
     }
-    out.result(&report(path, &set, args.rows)?, describe)?;
+    let speed = if args.speed {
+        let data = match &config {
+            Some(config) => DataConfig {
+                path: path.clone(),
+                split: set.split().to_owned(),
+                ..config.data.clone()
+            },
+            None => default_views(&path, &set),
+        };
+        let seed = config.as_ref().map_or(0, |config| config.seed);
+        Some(speed::floor(&data, seed, SPEED_TIME, &Stop::new())?)
+    } else {
+        None
+    };
+    let report = Report {
+        speed,
+        ..report(path, &set, args.rows)?
+    };
+    out.result(&report, describe)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The views that a set of this kind is made for.
+fn default_views(path: &str, set: &ShardSet) -> DataConfig {
+    DataConfig {
+        path: path.to_owned(),
+        split: set.split().to_owned(),
+        views: match set.kind() {
+            Kind::Images => ViewsKind::CropPair,
+            Kind::Clips => ViewsKind::FramePair,
+        },
+        ..DataConfig::default()
+    }
 }
 
 /// The split asked for; else the only one of the set, or `train`.
@@ -148,6 +192,7 @@ fn report(path: String, set: &ShardSet, rows: u64) -> Result<Report> {
         first_samples: (0..rows.min(set.n_samples()))
             .map(|index| sample(set, index))
             .collect::<Result<_>>()?,
+        speed: None,
     })
 }
 
@@ -202,6 +247,9 @@ fn describe(report: &Report) -> String {
             serde_json::Value::Object(report.options.clone()).to_string(),
         ),
     ]);
+    if let Some(speed) = &report.speed {
+        text.push_str(&format!("\nspeed: {}", bench::floor_text(speed)));
+    }
     text.push_str(&format!("\n\n{}\n\n", report.schema.trim_end()));
     let mut table = Table::new();
     table.load_style(presets::UTF8_BORDERS_ONLY);

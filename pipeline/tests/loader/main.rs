@@ -10,6 +10,7 @@ mod pairs;
 mod parts;
 mod shard_set;
 mod source;
+mod speed;
 
 use std::sync::Arc;
 

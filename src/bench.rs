@@ -19,6 +19,9 @@ use crate::progress::Bar;
 use crate::signals;
 use crate::sizes::human_bytes;
 
+/// Unless asked for.
+const MAX_BATCH_SIZE: usize = 256;
+
 #[derive(Subcommand)]
 pub enum Command {
     /// Time the loader of a config, beside one thread that only decodes and cuts, and beside pictures in memory.
@@ -49,6 +52,10 @@ pub struct LoaderArgs {
     /// Length of each timing in batches instead.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     batches: Option<u64>,
+    /// Pairs in a batch [default: the config's, at most 256]: of the speed it decides little, of the memory nearly all, and
+    /// several loaders are in memory at once.
+    #[arg(long, value_name = "N")]
+    batch_size: Option<usize>,
     /// Also time how long a consumer waits that takes this many pairs a second.
     #[arg(long, value_name = "PAIRS_PER_S")]
     rate: Option<f64>,
@@ -72,7 +79,10 @@ struct Report {
 /// Runs the verb.
 pub fn run(command: Command, out: &Output) -> Result<ExitCode> {
     let Command::Loader(args) = command;
-    let config = TrainConfig::read(&args.config, &args.overrides)?;
+    let mut config = TrainConfig::read(&args.config, &args.overrides)?;
+    config.data.batch_size = args
+        .batch_size
+        .unwrap_or(config.data.batch_size.min(MAX_BATCH_SIZE));
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
     let seconds = Duration::try_from_secs_f64(args.seconds)
         .ok()

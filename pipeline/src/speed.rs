@@ -190,6 +190,7 @@ pub fn loader(
             held.as_ref(),
             &config,
             options.seed,
+            stop,
         )?);
     }
     let each =
@@ -273,7 +274,7 @@ impl SpeedOptions {
 type HeldLimits = (usize, usize);
 
 /// Enough that the caches of a processor hold none of it.
-const MAX_HELD: HeldLimits = (2048, 256 << 20);
+const MAX_HELD: HeldLimits = (1024, 256 << 20);
 /// For a short look at a set that may be remote.
 const MAX_HELD_FOR_A_LOOK: HeldLimits = (64, 64 << 20);
 
@@ -560,9 +561,13 @@ impl ThreadsBench {
         held: Option<&Held>,
         config: &DataConfig,
         seed: u64,
+        stop: &Stop,
     ) -> Result<Self> {
         let start = |source, config: &DataConfig| {
-            Loader::from_source(source, config, seed, Rank::SINGLE, LoaderState::default())
+            let start = LoaderState::default();
+            let loader = Loader::from_source(source, config, seed, Rank::SINGLE, start)?;
+            settle(&loader, stop);
+            Ok::<_, Error>(loader)
         };
         let on_memory = |held: &Held| {
             let config = DataConfig {
@@ -710,8 +715,7 @@ fn drive(
     if n_pairs == 0 {
         return Ok(None);
     }
-    // Until its window is full again, the loader would take time from what is measured next.
-    std::thread::sleep(SETTLE);
+    settle(loader, stop);
     Ok(Some(Driven {
         pairs_per_s: n_pairs as f64 / elapsed.as_secs_f64(),
         stats,
@@ -719,8 +723,20 @@ fn drive(
     }))
 }
 
-/// Between two measurements.
-const SETTLE: Duration = Duration::from_millis(300);
+/// Waits until a loader that nobody takes from has filled its window: before, it takes time from what is measured next.
+fn settle(loader: &Loader, stop: &Stop) {
+    const MUCH_LONGER_THAN_A_SAMPLE: Duration = Duration::from_millis(100);
+    let n_made = || loader.stats().stages.last().map(|stage| stage.items);
+    let mut before = n_made();
+    while !stop.is_requested() {
+        std::thread::sleep(MUCH_LONGER_THAN_A_SAMPLE);
+        let now = n_made();
+        if now == before {
+            return;
+        }
+        before = now;
+    }
+}
 
 /// The middle one, the upper of two; `None` of nothing.
 fn median(mut values: Vec<f64>) -> Option<f64> {

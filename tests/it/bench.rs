@@ -107,6 +107,7 @@ fn wrong_options_are_named() {
         (1, "--threads", "0", "threads"),
         (1, "--rounds", "0", "rounds"),
         (1, "--rate", "0", "rate"),
+        (1, "--batch-size", "0", "data.batch_size"),
         (1, "--set", "data.path=/no/such/set", "/no/such/set"),
     ] {
         let message = fails(

@@ -14,7 +14,7 @@ use crate::{SEED, config};
 fn options() -> SpeedOptions {
     SpeedOptions {
         threads: vec![1, 2],
-        rounds: 3,
+        rounds: 2,
         length: Length::Batches(5),
         compare: true,
         consumer_pairs_per_s: None,
@@ -44,7 +44,7 @@ fn every_number_of_threads_is_measured_beside_the_floor_and_memory() {
     ] {
         let dir = write_set(kind);
         let speed = measure(&data(&dir, views), &options());
-        assert_eq!((speed.samples, speed.rounds, speed.stopped), (12, 3, false));
+        assert_eq!((speed.samples, speed.rounds, speed.stopped), (12, 2, false));
         let floor = speed.floor.unwrap();
         assert_eq!(floor.pairs_in_memory, 12);
         assert!(floor.decode_ms > 0.0 && floor.views_ms > 0.0);
@@ -58,7 +58,7 @@ fn every_number_of_threads_is_measured_beside_the_floor_and_memory() {
             assert!(loader.percent_of_memory.unwrap() > 0.0);
             assert_eq!(
                 loader.memory_bytes.len(),
-                if cfg!(target_os = "linux") { 3 } else { 0 }
+                if cfg!(target_os = "linux") { 2 } else { 0 }
             );
             let names: Vec<_> = loader.stages.iter().map(|stage| stage.name).collect();
             assert_eq!(names, ["fetch", "views"]);
@@ -130,7 +130,7 @@ fn the_consumer_sees_every_batch_that_is_timed() {
     let config = data(&dir, ViewsKind::CropPair);
     let see = |batch: &pipeline::loader::Batch| seen += batch.len();
     speed::loader(&config, &options, &Stop::new(), see, |_, _| {}).unwrap();
-    assert_eq!(seen, 2 * 3 * 5 * 4); // loaders, rounds, batches, pairs
+    assert_eq!(seen, 2 * 2 * 5 * 4); // loaders, rounds, batches, pairs
 }
 
 #[test]

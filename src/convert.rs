@@ -87,6 +87,10 @@ struct CommonArgs {
     /// JPEG quality of what is coded anew.
     #[arg(long, default_value_t = 90, value_parser = clap::value_parser!(u8).range(1..=100))]
     quality: u8,
+    /// Choose quality and chroma of what is coded anew instead, picture by picture, so that none is farther than this from what
+    /// was coded: peak signal-to-noise ratio in dB, 20 to 45.
+    #[arg(long, value_name = "DB", conflicts_with = "quality")]
+    min_psnr: Option<f64>,
     /// Rows are laid out in a permutation of this seed, so that neighbours are of different classes.
     #[arg(long, default_value_t = 0)]
     shuffle_seed: u64,
@@ -131,18 +135,20 @@ pub fn run(command: Command, out: &Output) -> Result<ExitCode> {
             let options = ImagenetOptions {
                 short_side: args.short_side,
                 quality: args.common.quality,
+                min_psnr: args.common.min_psnr,
                 check: args.check,
                 common: args.common.options()?,
             };
             convert::imagenet(&args.src, &args.dst, &options, &bar, &stop)
         }
         Command::Kinetics(args) => {
-            let quality = args.common.quality;
+            let (quality, min_psnr) = (args.common.quality, args.common.min_psnr);
             let (src, list) = clips_of(&args.src, args.root);
             let options = KineticsOptions {
                 list,
                 short_side: (args.short_side > 0).then_some(args.short_side),
                 quality,
+                min_psnr,
                 frame_stride: args.frame_stride,
                 frame_range: args.frames.unwrap_or_default(),
                 common: args.common.options()?,

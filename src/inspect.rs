@@ -1,23 +1,28 @@
 //! `pairquet inspect`: what a shard set holds, or what a config makes of it.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Result;
 use comfy_table::{Table, presets};
-use pipeline::config::{OrderKind, ReadKind};
-use pipeline::loader::state::Batching;
-use pipeline::loader::{Line, Rank, ReadPlan, open};
-use pipeline::sheet;
+use pipeline::config::{DataConfig, ViewsKind};
+use pipeline::loader::Line;
+use pipeline::speed::{self, FloorSpeed};
+use pipeline::{Stop, sheet};
 use serde::Serialize;
 use shards::{Kind, Manifest, ShardSet, Store};
 use trainer::TrainConfig;
 
+use crate::bench;
 use crate::output::{Output, Usage, facts};
+use crate::plan;
 use crate::sizes::human_bytes;
 
 /// Side of a contact sheet's cell in pixels.
 const CELL_PX: u32 = 160;
+/// Of `--speed`, the reading of its pictures left out.
+const SPEED_TIME: Duration = Duration::from_secs(1);
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -36,7 +41,11 @@ pub struct Args {
     /// Samples or pairs on the sheet.
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..=1024))]
     samples: u64,
-    /// Training config whose views the sheet shows.
+    /// Time for a second what one core of this machine makes of the set's own pictures: the expected pairs/s, for views of
+    /// 224 px (crop pairs of images, frame pairs of clips), or for those of --config.
+    #[arg(long)]
+    speed: bool,
+    /// Training config whose views the sheet shows and --speed times.
     #[arg(long, value_name = "FILE.toml", group = "configs")]
     config: Option<PathBuf>,
     /// Change a value of that config, as in `train`.
@@ -49,10 +58,10 @@ pub struct Args {
     #[arg(long, default_value_t = 1, requires = "plan", value_parser = clap::value_parser!(u64).range(1..=65536))]
     ranks: u64,
     /// Time until a request's first byte in milliseconds, for --plan.
-    #[arg(long, default_value_t = 30.0, requires = "plan", value_parser = positive)]
+    #[arg(long, default_value_t = 30.0, requires = "plan", value_parser = plan::positive)]
     latency_ms: f64,
     /// Speed of the line in MiB/s, for --plan.
-    #[arg(long, default_value_t = 100.0, requires = "plan", value_parser = positive)]
+    #[arg(long, default_value_t = 100.0, requires = "plan", value_parser = plan::positive)]
     bandwidth_mib: f64,
 }
 
@@ -71,6 +80,9 @@ struct Report {
     options: serde_json::Map<String, serde_json::Value>,
     schema: String,
     first_samples: Vec<Sample>,
+    /// Of one core on this machine, from memory; absent if not asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    speed: Option<FloorSpeed>,
 }
 
 #[derive(Serialize)]
@@ -84,21 +96,14 @@ struct Sample {
     bytes: usize,
 }
 
-#[derive(Serialize)]
-struct PlanReport {
-    order: OrderKind,
-    rank: Rank,
-    #[serde(flatten)]
-    plan: ReadPlan,
-    batches_per_epoch: u64,
-    line: Line,
-    seconds_per_batch: f64,
-}
-
 /// Runs the verb.
 pub fn run(args: Args, out: &Output) -> Result<ExitCode> {
     if let Some(config) = &args.plan {
-        out.result(&plan(&args, config)?, describe_plan)?;
+        let line = Line {
+            latency_s: args.latency_ms / 1e3,
+            bytes_per_s: args.bandwidth_mib * f64::from(1 << 20),
+        };
+        plan::show(config, &args.overrides, args.ranks, line, out)?;
         return Ok(ExitCode::SUCCESS);
     }
     let config = args
@@ -137,99 +142,39 @@ pub fn run(args: Args, out: &Output) -> Result<ExitCode> {
         sheet::write_png(file, &picture)?;
         out.say(format!("contact sheet: {}", file.display()));
     }
-    out.result(&report(path, &set, args.rows)?, describe)?;
+    let speed = if args.speed {
+        let data = match &config {
+            Some(config) => DataConfig {
+                path: path.clone(),
+                split: set.split().to_owned(),
+                ..config.data.clone()
+            },
+            None => default_views(&path, &set),
+        };
+        let seed = config.as_ref().map_or(0, |config| config.seed);
+        Some(speed::floor(&data, seed, SPEED_TIME, &Stop::new())?)
+    } else {
+        None
+    };
+    let report = Report {
+        speed,
+        ..report(path, &set, args.rows)?
+    };
+    out.result(&report, describe)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn plan(args: &Args, config: &Path) -> Result<PlanReport> {
-    let config = TrainConfig::read(config, &args.overrides)?;
-    let source = open::source(&config.data)?;
-    let rank = Rank {
-        rank: 0,
-        world: args.ranks,
-    };
-    let plan = ReadPlan::of(&config.data, source.as_ref(), rank)?;
-    let order = open::order(source.as_ref(), &config.data, config.seed)?;
-    let batch_size = config.data.batch_size as u64;
-    let batching = Batching::new(order.n_positions(), batch_size, rank)?;
-    let line = Line {
-        latency_s: args.latency_ms / 1e3,
-        bytes_per_s: args.bandwidth_mib * f64::from(1 << 20),
-    };
-    Ok(PlanReport {
-        order: config.data.order_in_force(),
-        rank,
-        plan,
-        batches_per_epoch: batching.batches_per_epoch(),
-        line,
-        seconds_per_batch: plan.seconds_per_batch(line, batching.batches_per_epoch()),
-    })
-}
-
-fn describe_plan(report: &PlanReport) -> String {
-    let PlanReport { plan, line, .. } = report;
-    let reads = |what: ReadKind, (bytes, requests): (u64, u64)| {
-        let what = match what {
-            ReadKind::Pages => "single pictures",
-            ReadKind::Groups => "whole row groups",
-        };
-        format!("{what}: {} in {requests} requests", human_bytes(bytes))
-    };
-    let other = match plan.read {
-        ReadKind::Pages => ReadKind::Groups,
-        ReadKind::Groups => ReadKind::Pages,
-    };
-    let instead = match plan.other {
-        Some(cost) => reads(other, cost),
-        None => "whole row groups need data.order = \"blocks\"".to_owned(),
-    };
-    let memory = match plan.read {
-        ReadKind::Pages => "the pictures on their way".to_owned(),
-        ReadKind::Groups => format!(
-            "up to {} of row groups, of which a window takes {}",
-            human_bytes(plan.budget_bytes),
-            human_bytes(plan.window_bytes)
-        ),
-    };
-    facts([
-        ("order", format!("{:?}", report.order).to_lowercase()),
-        (
-            "an epoch",
-            format!(
-                "{} batches; a rank of {} reads {}",
-                report.batches_per_epoch,
-                report.rank.world,
-                reads(plan.read, (plan.bytes, plan.requests))
-            ),
-        ),
-        ("instead", instead),
-        (
-            "a batch",
-            format!(
-                "{:.3} s of reading at {:.0} ms and {}/s, {} reads at once",
-                report.seconds_per_batch,
-                line.latency_s * 1e3,
-                human_bytes(line.bytes_per_s as u64),
-                plan.read_threads.max(plan.fetch_threads)
-            ),
-        ),
-        ("memory", memory),
-        (
-            "cache",
-            format!(
-                "{} hold all that is read in any epoch",
-                human_bytes(plan.distinct_bytes)
-            ),
-        ),
-    ])
-}
-
-fn positive(text: &str) -> Result<f64, String> {
-    let number = text
-        .parse()
-        .ok()
-        .filter(|n: &f64| *n > 0.0 && n.is_finite());
-    number.ok_or_else(|| "expected a number above 0".to_owned())
+/// The views that a set of this kind is made for.
+fn default_views(path: &str, set: &ShardSet) -> DataConfig {
+    DataConfig {
+        path: path.to_owned(),
+        split: set.split().to_owned(),
+        views: match set.kind() {
+            Kind::Images => ViewsKind::CropPair,
+            Kind::Clips => ViewsKind::FramePair,
+        },
+        ..DataConfig::default()
+    }
 }
 
 /// The split asked for; else the only one of the set, or `train`.
@@ -269,6 +214,7 @@ fn report(path: String, set: &ShardSet, rows: u64) -> Result<Report> {
         first_samples: (0..rows.min(set.n_samples()))
             .map(|index| sample(set, index))
             .collect::<Result<_>>()?,
+        speed: None,
     })
 }
 
@@ -323,6 +269,9 @@ fn describe(report: &Report) -> String {
             serde_json::Value::Object(report.options.clone()).to_string(),
         ),
     ]);
+    if let Some(speed) = &report.speed {
+        text.push_str(&format!("\nspeed: {}", bench::floor_text(speed)));
+    }
     text.push_str(&format!("\n\n{}\n\n", report.schema.trim_end()));
     let mut table = Table::new();
     table.load_style(presets::UTF8_BORDERS_ONLY);

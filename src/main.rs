@@ -3,12 +3,14 @@
 //! Results go to standard output (`--json` for machines), talk and progress to standard error. Exit codes: 0 done, 1 the work
 //! failed or was stopped or is partial, 2 the command was wrong.
 
+mod bench;
 mod convert;
 mod demo;
 mod exchange;
 mod inspect;
 mod order;
 mod output;
+mod plan;
 mod progress;
 mod signals;
 mod sizes;
@@ -53,6 +55,9 @@ enum Verb {
     Verify(verify::Args),
     /// Show in which order a config visits its samples, and a hash of it to compare runs by.
     Order(order::Args),
+    /// Time a config on this machine without training.
+    #[command(subcommand)]
+    Bench(bench::Command),
     /// Train a model from shards; a run folder that exists is resumed.
     Train(train::Args),
     /// Turn another program's checkpoint into one of ours.
@@ -72,6 +77,7 @@ fn main() -> ExitCode {
         Verb::Inspect(args) => inspect::run(args, &out),
         Verb::Verify(args) => verify::run(args, &out),
         Verb::Order(args) => order::run(args, &out),
+        Verb::Bench(command) => bench::run(command, &out),
         Verb::Train(args) => train::run(args, &out),
         Verb::Import(args) => exchange::import(args, &out),
         Verb::Export(args) => exchange::export(args, &out),

@@ -172,12 +172,8 @@ fn timed(name: &str, unit: &str, work: impl FnOnce() -> Result<u64>) -> Result<(
     let (start, cpu_start) = (Instant::now(), cpu_seconds());
     let n = work()?;
     let (seconds, cpu) = (start.elapsed().as_secs_f64(), cpu_seconds() - cpu_start);
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let peak = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))
-        .unwrap_or("?")
-        .trim();
+    let peak = pipeline::process::peak_memory_bytes()
+        .map_or_else(|| "?".to_owned(), |bytes| format!("{} KiB", bytes / 1024));
     println!(
         "{name:<50} {n:>6} {unit} in {seconds:>7.2} s: {:>8.1}/s, {:>8.1} a second of a core; peak {peak}",
         n as f64 / seconds,

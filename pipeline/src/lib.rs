@@ -10,7 +10,8 @@
 //! 6. [`convert`]: sources of pictures and clips to a set of shards
 //! 7. [`synth`]: made pictures, clips and masks with known answers
 //! 8. [`sheet`]: a set, or what a configuration makes of it, as one picture to look at
-//! 9. [`error`] and [`stop`]: what can go wrong, told apart by what a caller can do about it; the wish to end early
+//! 9. [`speed`]: how fast the loader is on this machine, beside the floor of its cost
+//! 10. [`error`], [`stop`] and [`process`]: what can go wrong, told apart by what a caller can do about it; the wish to end early; what the process used
 //!
 //! Invariants:
 //!
@@ -23,8 +24,10 @@ pub mod config;
 pub mod convert;
 pub mod error;
 pub mod loader;
+pub mod process;
 pub mod rng;
 pub mod sheet;
+pub mod speed;
 pub mod stop;
 pub mod synth;
 pub mod views;

@@ -6,7 +6,7 @@ use crate::support::{demo_set, fails, json, ok, utf8};
 fn help_names_every_verb() {
     let help = ok(&["--help"]);
     for verb in [
-        "convert", "inspect", "verify", "train", "import", "export", "demo",
+        "convert", "inspect", "verify", "bench", "train", "import", "export", "demo",
     ] {
         assert!(help.contains(verb), "{verb} is missing from\n{help}");
         assert!(ok(&[verb, "--help"]).contains("Usage"));
@@ -44,6 +44,19 @@ fn a_wrong_command_is_2_and_says_what_was_wrong() {
         (
             &["convert", "imagenet", "src", "dst", "--quality", "0"],
             "0",
+        ),
+        (
+            &[
+                "convert",
+                "imagenet",
+                "src",
+                "dst",
+                "--quality",
+                "80",
+                "--min-psnr",
+                "40",
+            ],
+            "--min-psnr",
         ),
         (&["demo", "--only", "everything"], "everything"),
         (&["inspect"], "shard set"),

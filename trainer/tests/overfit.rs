@@ -18,9 +18,7 @@ use bytes::Bytes;
 use candle_core::{DType, Device, Tensor};
 use pipeline::codec::encode_rgb8;
 use pipeline::config::{DataConfig, Strategy, ViewsKind};
-use pipeline::loader::order::Group;
-use pipeline::loader::source::Sample;
-use pipeline::loader::{Loader, LoaderState, Rank, Source};
+use pipeline::loader::{Loader, LoaderState, Pictures, Rank, Sample, Source};
 use pipeline::synth::{Scene, SynthKind, SynthOptions};
 use trainer::device;
 use trainer::masking::StepRandomness;
@@ -41,11 +39,11 @@ const PEAK_LR: f64 = 2.5e-3;
 const UNSEEN_EPOCHS: std::ops::Range<u64> = 1_000_000..1_000_004;
 
 /// Encoded pictures in memory: one a sample, or the frames of a clip.
-struct Pictures {
+struct Album {
     samples: Vec<Vec<Bytes>>,
 }
 
-impl Source for Pictures {
+impl Source for Album {
     fn n_samples(&self) -> u64 {
         self.samples.len() as u64
     }
@@ -53,7 +51,9 @@ impl Source for Pictures {
     fn holds_clips(&self) -> bool {
         self.samples[0].len() > 1
     }
+}
 
+impl Pictures for Album {
     fn sample(&self, index: u64) -> shards::Result<Sample> {
         Ok(Sample {
             n_frames: self.samples[index as usize].len() as u32,
@@ -65,16 +65,9 @@ impl Source for Pictures {
     fn picture(&self, index: u64, frame: u32) -> shards::Result<Bytes> {
         Ok(self.samples[index as usize][frame as usize].clone())
     }
-
-    fn groups(&self) -> shards::Result<Vec<Group>> {
-        Ok(vec![Group {
-            first_sample: 0,
-            n_samples: self.n_samples(),
-        }])
-    }
 }
 
-fn made(kind: SynthKind, n_frames: usize) -> Arc<Pictures> {
+fn made(kind: SynthKind, n_frames: usize) -> Arc<Album> {
     let options = SynthOptions {
         size: 64,
         ..SynthOptions::default()
@@ -85,7 +78,7 @@ fn made(kind: SynthKind, n_frames: usize) -> Arc<Pictures> {
         let encode = |frame| Bytes::from(encode_rgb8(&scene.render(frame).image, 90).unwrap());
         frames.map(encode).collect()
     };
-    Arc::new(Pictures {
+    Arc::new(Album {
         samples: (0..N_SAMPLES).map(sample).collect(),
     })
 }
@@ -122,17 +115,17 @@ fn read(path: &PathBuf) -> Bytes {
 }
 
 /// Eight ImageNet pictures, far apart in their folders.
-fn real_pictures() -> Option<Arc<Pictures>> {
+fn real_pictures() -> Option<Arc<Album>> {
     let files = shared_files("imagenet/train")?;
     let each = files.len() / N_SAMPLES;
     let samples = files.chunks(each).take(N_SAMPLES);
-    Some(Arc::new(Pictures {
+    Some(Arc::new(Album {
         samples: samples.map(|files| vec![read(&files[0])]).collect(),
     }))
 }
 
 /// Eight stretches of frames of DAVIS's sequences.
-fn real_clips() -> Option<Arc<Pictures>> {
+fn real_clips() -> Option<Arc<Album>> {
     let files = shared_files("davis/JPEGImages")?;
     let sequences = files.chunk_by(|a, b| a.parent() == b.parent());
     let mut stretches: Vec<&[PathBuf]> = Vec::new();
@@ -144,7 +137,7 @@ fn real_clips() -> Option<Arc<Pictures>> {
         .map(|files| files.iter().map(read).collect())
         .collect();
     assert_eq!(samples.len(), N_SAMPLES, "stretches of {N_FRAMES} frames");
-    Some(Arc::new(Pictures { samples }))
+    Some(Arc::new(Album { samples }))
 }
 
 /// A method and the views it learns from.
@@ -190,7 +183,7 @@ fn case(name: &str, kind: ModelKind, views: ViewsKind) -> Case {
 }
 
 /// The eight samples as the loader makes them, `[8, V, 3, 32, 32]`, normalised.
-fn load(case: &Case, source: &Arc<Pictures>) -> Tensor {
+fn load(case: &Case, source: &Arc<Album>) -> Tensor {
     let config = DataConfig {
         path: "memory".to_owned(),
         batch_size: N_SAMPLES,
@@ -325,7 +318,7 @@ fn overfit(case: &Case, views: &Tensor) -> [Measured; 2] {
     [before, measure(model.as_ref(), views)]
 }
 
-fn is_learned(case: &Case, real: Option<Arc<Pictures>>, made: impl FnOnce() -> Arc<Pictures>) {
+fn is_learned(case: &Case, real: Option<Arc<Album>>, made: impl FnOnce() -> Arc<Album>) {
     // These models are so small that a second thread costs more than it brings, and the tests run side by side.
     static ONE_THREAD: Once = Once::new();
     ONE_THREAD.call_once(|| {

@@ -192,14 +192,31 @@ pub(super) fn size(bytes: &[u8]) -> Result<(u32, u32), CodecError> {
     Ok((turbo.header().width, turbo.header().height))
 }
 
-/// Encodes as baseline JPEG with 4:2:0 chroma. The same picture and quality give the same bytes.
+/// How much of the colours a JPEG keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Chroma {
+    /// 4:2:0, half as many columns and rows as of brightness.
+    Halved,
+    /// 4:4:4, as many.
+    Full,
+}
+
+/// [`encode_jpeg`] with halved chroma.
+///
+/// # Errors
+/// As [`encode_jpeg`].
+pub fn encode_rgb8(image: &Rgb8Image, quality: u8) -> Result<Vec<u8>, CodecError> {
+    encode_jpeg(image, quality, Chroma::Halved)
+}
+
+/// Encodes as baseline JPEG. The same picture, quality and chroma give the same bytes.
 ///
 /// * `quality`: 1 to 100.
 ///
 /// # Errors
 /// [`CodecError::Encode`] if the quality or the picture's size is out of range (JPEG ends at 65535 a side) or the
 /// picture's data does not fit its size.
-pub fn encode_rgb8(image: &Rgb8Image, quality: u8) -> Result<Vec<u8>, CodecError> {
+pub fn encode_jpeg(image: &Rgb8Image, quality: u8, chroma: Chroma) -> Result<Vec<u8>, CodecError> {
     let refuse = |reason: String| CodecError::Encode {
         format: "JPEG",
         width: image.width,
@@ -229,7 +246,10 @@ pub fn encode_rgb8(image: &Rgb8Image, quality: u8) -> Result<Vec<u8>, CodecError
     let mut turbo = Compressor::new().map_err(|error| refuse(error.to_string()))?;
     let encode = |turbo: &mut Compressor| {
         turbo.set_quality(i32::from(quality))?;
-        turbo.set_subsamp(Subsamp::Sub2x2)?;
+        turbo.set_subsamp(match chroma {
+            Chroma::Halved => Subsamp::Sub2x2,
+            Chroma::Full => Subsamp::None,
+        })?;
         turbo.compress_to_vec(view)
     };
     encode(&mut turbo).map_err(|error| refuse(error.to_string()))

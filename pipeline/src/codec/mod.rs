@@ -13,7 +13,7 @@ pub mod still;
 mod turbo;
 pub mod video;
 
-pub use jpeg::{JpegDecoder, OpenJpeg, encode_rgb8};
+pub use jpeg::{Chroma, JpegDecoder, OpenJpeg, encode_jpeg, encode_rgb8};
 pub use part::{CropBox, OpenPicture, PartDecoder, PicturePart};
 pub use video::{Frame, VideoLimits, VideoReader, write_video};
 

@@ -5,6 +5,7 @@ use std::io::{ErrorKind, Read};
 
 use shards::{ClipRow, FrameRow};
 
+use super::coding::Coding;
 use super::error::{Error, Result};
 use super::image_item::{reduced, skip_unread, skip_unreadable};
 use super::options::KineticsOptions;
@@ -69,6 +70,7 @@ pub(crate) fn convert_clip(
         Ok(reader) => reader,
         Err(error) => return Outcome::refused(item, error),
     };
+    let coding = Coding::of(options.quality, options.min_psnr);
     let mut frames = Vec::new();
     let mut fault = None;
     for number in 0.. {
@@ -100,11 +102,8 @@ pub(crate) fn convert_clip(
         if !is_wanted {
             continue;
         }
-        match reduced(
-            &scratch.image,
-            options.short_side.unwrap_or(u32::MAX),
-            options.quality,
-        )? {
+        let short_side = options.short_side.unwrap_or(u32::MAX);
+        match reduced(scratch, short_side, coding)? {
             Ok(jpeg) => frames.push(FrameRow {
                 time_us,
                 bytes: jpeg.bytes.into(),

@@ -4,13 +4,12 @@ use std::io::ErrorKind;
 
 use shards::ImageRow;
 
+use super::coding::Coding;
 use super::error::{Error, Result};
 use super::options::{Check, ImagenetOptions};
 use super::outcome::{Outcome, Scratch, fault, pixels};
 use super::source::{Item, Listing, Place, file_name};
-use crate::codec::{
-    CodecError, ImageFormat, ImageInfo, Rgb8Image, decode_rgb8, encode_rgb8, probe,
-};
+use crate::codec::{CodecError, ImageFormat, ImageInfo, decode_rgb8, probe};
 use crate::views::resize::resize_short_side;
 
 /// Converts one picture.
@@ -54,7 +53,8 @@ pub(crate) fn convert_image(
             height: pixels(info.height),
         }));
     };
-    match reduced(&scratch.image, short_side, options.quality)? {
+    let coding = Coding::of(options.quality, options.min_psnr);
+    match reduced(scratch, short_side, coding)? {
         Ok(jpeg) => Ok(Outcome::Image(ImageRow {
             key: item.key.to_string(),
             bytes: jpeg.bytes.into(),
@@ -102,15 +102,21 @@ pub(crate) struct Jpeg {
     pub height: u32,
 }
 
-/// A picture as JPEG, its short side reduced to `short_side` if it is longer.
+/// The scratch picture as JPEG, its short side reduced to `short_side` if it is longer.
 ///
 /// # Errors
 /// The outer one is not the picture's fault.
 pub(crate) fn reduced(
-    image: &Rgb8Image,
+    scratch: &mut Scratch,
     short_side: u32,
-    quality: u8,
+    coding: Coding,
 ) -> Result<Result<Jpeg, CodecError>> {
+    let Scratch {
+        decoder,
+        image,
+        recoded,
+    } = scratch;
+    let image = &*image;
     let smaller;
     let image = if image.width.min(image.height) > short_side {
         smaller = resize_short_side(image, short_side)
@@ -119,7 +125,7 @@ pub(crate) fn reduced(
     } else {
         image
     };
-    match encode_rgb8(image, quality) {
+    match coding.encode(image, decoder, recoded) {
         Ok(bytes) => Ok(Ok(Jpeg {
             bytes,
             width: image.width,

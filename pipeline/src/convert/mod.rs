@@ -6,7 +6,7 @@
 //! 1. what there is: `imagenet`, `kinetics` over `tree` (folders), `tar_index` (tars, read in place), `folder`
 //!    (class folders), `classes`; the result is a `source::Listing`
 //! 2. what will be done: `layout` (which item goes where), `plan` (written down), `work` (the folder it lies in)
-//! 3. doing it: `engine` over `in_order`, with `image_item` and `clip_item` for one item each
+//! 3. doing it: `engine` over `in_order`, with `image_item` and `clip_item` for one item each, `coding` for their bytes
 //! 4. the end: `finish`, [`ConvertReport`]
 //!
 //! Invariants:
@@ -20,6 +20,7 @@
 
 mod classes;
 mod clip_item;
+mod coding;
 mod engine;
 mod error;
 mod finish;

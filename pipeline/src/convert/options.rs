@@ -7,6 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use super::coding::{MAX_PSNR, MIN_PSNR};
 use super::error::{Error, Result};
 use super::part::Part;
 use crate::config::MaxBad;
@@ -25,6 +26,9 @@ pub struct ImagenetOptions {
     pub short_side: Option<u32>,
     /// JPEG quality of the pictures coded anew, 1 to 100.
     pub quality: u8,
+    /// Chooses quality and chroma for each of them in place of `quality`, so that no picture is farther than this from what
+    /// was coded: peak signal-to-noise ratio in dB, 20 to 45.
+    pub min_psnr: Option<f64>,
     /// How pictures that keep their bytes are looked at.
     pub check: Check,
 }
@@ -35,6 +39,7 @@ impl Default for ImagenetOptions {
             common: CommonOptions::default(),
             short_side: None,
             quality: 90,
+            min_psnr: None,
             check: Check::Full,
         }
     }
@@ -53,6 +58,8 @@ pub struct KineticsOptions {
     pub short_side: Option<u32>,
     /// JPEG quality of the frames, 1 to 100.
     pub quality: u8,
+    /// As [`ImagenetOptions::min_psnr`], for each frame.
+    pub min_psnr: Option<f64>,
     /// Keeps every so-maniest frame, counted from the start of the range.
     pub frame_stride: u32,
     /// Keeps only these frames, counted in what really decodes.
@@ -66,6 +73,7 @@ impl Default for KineticsOptions {
             list: None,
             short_side: Some(256),
             quality: 90,
+            min_psnr: None,
             frame_stride: 1,
             frame_range: FrameRange::default(),
         }
@@ -201,7 +209,7 @@ impl From<FrameRange> for String {
 }
 
 impl CommonOptions {
-    fn validate(&self, short_side: Option<u32>, quality: u8) -> Result<()> {
+    fn validate(&self, short_side: Option<u32>, quality: u8, min_psnr: Option<f64>) -> Result<()> {
         let wrong = |name, value: String, expected| {
             Err(Error::Option {
                 name,
@@ -229,6 +237,11 @@ impl CommonOptions {
         if !(1..=100).contains(&quality) {
             return wrong("quality", quality.to_string(), "1 to 100");
         }
+        if let Some(psnr) = min_psnr
+            && !(MIN_PSNR..=MAX_PSNR).contains(&psnr)
+        {
+            return wrong("min_psnr", psnr.to_string(), "20 to 45 dB");
+        }
         Ok(())
     }
 
@@ -249,11 +262,20 @@ impl CommonOptions {
     }
 }
 
+/// What decides on the bytes of pictures coded anew.
+fn coding(quality: u8, min_psnr: Option<f64>) -> (String, Value) {
+    min_psnr.map_or_else(
+        || ("quality".into(), json!(quality)),
+        |psnr| ("min_psnr".into(), json!(psnr)),
+    )
+}
+
 impl ImagenetOptions {
     /// # Errors
     /// [`Error::Option`] for the first value outside its range.
     pub fn validate(&self) -> Result<()> {
-        self.common.validate(self.short_side, self.quality)
+        self.common
+            .validate(self.short_side, self.quality, self.min_psnr)
     }
 
     /// The options that change the result: what a shard and the manifest record.
@@ -262,7 +284,7 @@ impl ImagenetOptions {
         match self.short_side {
             Some(short_side) => {
                 map.insert("short_side".into(), json!(short_side));
-                map.insert("quality".into(), json!(self.quality));
+                map.extend([coding(self.quality, self.min_psnr)]);
             }
             None => {
                 map.insert("short_side".into(), Value::Null);
@@ -277,7 +299,8 @@ impl KineticsOptions {
     /// # Errors
     /// [`Error::Option`] for the first value outside its range.
     pub fn validate(&self) -> Result<()> {
-        self.common.validate(self.short_side, self.quality)?;
+        self.common
+            .validate(self.short_side, self.quality, self.min_psnr)?;
         if self.frame_stride == 0 {
             return Err(Error::Option {
                 name: "frame_stride",
@@ -292,7 +315,7 @@ impl KineticsOptions {
     pub(crate) fn record(&self) -> Map<String, Value> {
         let mut map = self.common.record();
         map.insert("short_side".into(), json!(self.short_side));
-        map.insert("quality".into(), json!(self.quality));
+        map.extend([coding(self.quality, self.min_psnr)]);
         map.insert("frame_stride".into(), json!(self.frame_stride));
         map.insert("frame_range".into(), json!(self.frame_range));
         map
@@ -359,6 +382,12 @@ mod tests {
         assert_eq!(options.record(), before);
         options.frame_stride = 2;
         assert_ne!(options.record(), before);
+        options.min_psnr = Some(38.0);
+        let record = options.record();
+        assert_eq!(
+            (record.get("min_psnr"), record.get("quality")),
+            (Some(&json!(38.0)), None)
+        );
     }
 
     #[test]
@@ -382,5 +411,13 @@ mod tests {
             ..Default::default()
         };
         assert!(options.validate().is_err());
+        for psnr in [19.9, 45.1, f64::NAN] {
+            let options = ImagenetOptions {
+                min_psnr: Some(psnr),
+                ..Default::default()
+            };
+            let message = options.validate().unwrap_err().to_string();
+            assert!(message.contains("min_psnr"), "{message}");
+        }
     }
 }

@@ -12,6 +12,8 @@ use crate::codec::{CodecError, JpegDecoder, Rgb8Image};
 pub(crate) struct Scratch {
     pub decoder: JpegDecoder,
     pub image: Rgb8Image,
+    /// What a picture coded anew looks like.
+    pub recoded: Rgb8Image,
 }
 
 /// What becomes of one item.

@@ -194,6 +194,45 @@ pub struct LoaderStats {
 const CONSUMER_BOUND: f64 = 0.05;
 
 impl LoaderStats {
+    /// What was done since an `earlier` look at the same loader; `bad` and `reduced` stay those of its whole life.
+    pub fn since(&self, earlier: &Self) -> Self {
+        self.combined(earlier, |now, then| now - then, u64::saturating_sub)
+    }
+
+    /// What was done in two stretches of time; `bad` and `reduced` are those of this one.
+    pub fn plus(&self, other: &Self) -> Self {
+        self.combined(other, |a, b| a + b, u64::saturating_add)
+    }
+
+    fn combined(
+        &self,
+        other: &Self,
+        seconds: fn(f64, f64) -> f64,
+        counts: fn(u64, u64) -> u64,
+    ) -> Self {
+        let stage = |(a, b): (&StageStats, &StageStats)| StageStats {
+            name: a.name,
+            workers: a.workers,
+            items: counts(a.items, b.items),
+            busy_s: seconds(a.busy_s, b.busy_s),
+            waiting_in_s: seconds(a.waiting_in_s, b.waiting_in_s),
+            waiting_out_s: seconds(a.waiting_out_s, b.waiting_out_s),
+        };
+        Self {
+            stages: self.stages.iter().zip(&other.stages).map(stage).collect(),
+            decode_s: seconds(self.decode_s, other.decode_s),
+            views_s: seconds(self.views_s, other.views_s),
+            reduced: self.reduced.clone(),
+            bytes_read: counts(self.bytes_read, other.bytes_read),
+            pairs: counts(self.pairs, other.pairs),
+            batches: counts(self.batches, other.batches),
+            elapsed_s: seconds(self.elapsed_s, other.elapsed_s),
+            consumer_waiting_s: seconds(self.consumer_waiting_s, other.consumer_waiting_s),
+            replaced: counts(self.replaced, other.replaced),
+            bad: self.bad.clone(),
+        }
+    }
+
     /// Name of what limits the speed: the busiest stage, or `"consumer"` if the caller hardly ever waits for data.
     pub fn bottleneck(&self) -> &'static str {
         if self.consumer_waiting_s < CONSUMER_BOUND * self.elapsed_s {
@@ -233,6 +272,15 @@ mod tests {
             replaced: 0,
             bad: Vec::new(),
         }
+    }
+
+    #[test]
+    fn stretches_of_time_add_up() {
+        let (early, late) = (stats(1.0, 4.0, 0.5), stats(9.0, 20.0, 5.0));
+        let between = late.since(&early);
+        assert_eq!((between.stages[0].busy_s, between.elapsed_s), (8.0, 0.0));
+        assert_eq!(between.consumer_waiting_s, 4.5);
+        assert_eq!(between.plus(&early), late);
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod pairs;
 mod parts;
 mod shard_set;
 mod source;
+mod speed;
 
 use std::sync::Arc;
 

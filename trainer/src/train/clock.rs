@@ -114,16 +114,6 @@ pub(super) fn unix_time_s() -> f64 {
         .as_secs_f64()
 }
 
-/// The most memory that this process ever held, as Linux tells it (`VmHWM`).
-pub(super) fn peak_memory_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib * 1024)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -148,11 +138,5 @@ mod tests {
         assert_eq!(clock.eta_s(), 0.0);
         clock.clear_window();
         assert_eq!(clock.window().pairs_per_s(), 0.0);
-    }
-
-    #[cfg(target_os = "linux")]
-    #[test]
-    fn linux_tells_the_peak() {
-        assert!(peak_memory_bytes().unwrap() > 1 << 20);
     }
 }

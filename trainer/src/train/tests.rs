@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use pipeline::codec::{Rgb8Image, jpeg};
 use pipeline::config::ViewsKind;
-use pipeline::loader::Source;
 use pipeline::loader::source::Sample;
+use pipeline::loader::{Pictures, Source};
 
 use super::*;
 use crate::checkpoint::read_tensors;

@@ -27,6 +27,35 @@ fn one_and_four_workers_make_the_same_bytes() {
 }
 
 #[test]
+fn the_coding_is_chosen_alike_by_any_number_of_workers_and_recorded() {
+    let dir = tempfile::tempdir().unwrap();
+    let src = class_folders(dir.path(), 2, 12);
+    let mut options = small_shards();
+    options.short_side = Some(24);
+    options.min_psnr = Some(36.0);
+    for workers in [1, 4] {
+        options.common.workers = workers;
+        convert(&src, &dir.path().join(format!("w{workers}")), &options).unwrap();
+    }
+    assert_same(
+        &snapshot(&dir.path().join("w1")),
+        &snapshot(&dir.path().join("w4")),
+    );
+    let store = Store::open(dir.path().join("w1").to_str().unwrap()).unwrap();
+    let recorded = &Manifest::read(&store).unwrap().options["train"];
+    assert_eq!(recorded["min_psnr"], 36.0);
+    assert_eq!(recorded.get("quality"), None);
+    options.min_psnr = Some(44.0);
+    convert(&src, &dir.path().join("finer"), &options).unwrap();
+    let bytes = |name: &str| {
+        let set = ShardSet::open(dir.path().join(name).to_str().unwrap(), "train").unwrap();
+        let sizes = (0..set.n_samples()).map(|index| set.picture(index, 0).unwrap().len());
+        sizes.sum::<usize>()
+    };
+    assert!(bytes("finer") > bytes("w1"));
+}
+
+#[test]
 fn folder_and_tars_make_the_same_shards() {
     let dir = tempfile::tempdir().unwrap();
     let src = class_folders(dir.path(), 3, 5);

@@ -443,7 +443,7 @@ impl<'a> PairMaker<'a> {
     }
 
     fn make(&mut self, held: &HeldSample) -> Result<()> {
-        let codec = |error| Error::codec(held.sample.key.clone())(error);
+        let codec = |error| Error::codec(held.sample.key.to_string())(error);
         let start = Instant::now();
         let mut drawn = None;
         for (page, part) in held.pages.iter().zip(&mut self.parts) {

@@ -75,6 +75,9 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
+/// Allocations that come by the batch: its places, its rows.
+const BY_THE_BATCH: f64 = 4.0;
+
 /// Allocations for each pair: of the computing threads, and of all others.
 fn per_pair(config: &DataConfig) -> [f64; 2] {
     let mut loader = Loader::new(config, 1, Rank::SINGLE, LoaderState::default()).unwrap();
@@ -149,5 +152,10 @@ fn a_pair_costs_next_to_no_memory() {
         println!("{views:?}: {computing:.2} where views are made, {others:.2} elsewhere");
         // What there is comes by the batch, not by the pair.
         assert!(computing < 0.1, "{views:?}: {computing} allocations a pair");
+        let all = computing + others;
+        assert!(
+            all <= 2.0 + BY_THE_BATCH,
+            "{views:?}: {all} allocations a pair"
+        );
     }
 }

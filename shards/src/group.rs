@@ -10,7 +10,7 @@ use crate::error::{Error, Malformed, Result, malformed};
 use crate::footer::{FooterGroup, ShardFooter};
 use crate::offset_index::PicturePlaces;
 use crate::page::PageSpan;
-use crate::reader::{IndexedSample, ShardIndex, index_columns};
+use crate::reader::{IndexedSample, NamedSample, ShardIndex, index_columns};
 use crate::schema::{Column, Kind};
 
 /// A row group in memory, its samples numbered from 0.
@@ -117,6 +117,15 @@ impl LoadedGroup {
             first_row: self.first_row + found.first_row,
             ..found
         })
+    }
+
+    /// The same without a copy of its name.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`].
+    pub fn named_sample(&self, sample: u64) -> Result<NamedSample> {
+        self.sample(sample)?;
+        self.index.named_sample(self.origin.sample + sample)
     }
 
     /// The encoded picture of frame `frame` (0 for an image) of a sample, checked against the row's crc32c, without a copy.

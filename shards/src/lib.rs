@@ -29,6 +29,7 @@ mod group;
 mod levels;
 mod manifest;
 mod metadata;
+mod name;
 mod offset_index;
 mod page;
 mod reader;
@@ -50,8 +51,9 @@ pub use manifest::{
 pub use metadata::{
     META_FORMAT, META_HUGGINGFACE, META_KIND, META_OPTIONS, META_PAYLOAD, META_SPLIT, PAYLOAD,
 };
+pub use name::Name;
 pub use page::slice_picture;
-pub use reader::{IndexedSample, ShardIndex, index_columns};
+pub use reader::{IndexedSample, NamedSample, ShardIndex, index_columns};
 pub use schema::{
     CREATED_BY, ClassName, ClipRow, Column, FORMAT_VERSION, FrameRow, ImageRow, Kind,
     MAX_NAME_BYTES,

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use crate::columns::ShardColumns;
 use crate::error::{Error, Malformed, Result, malformed};
 use crate::footer::ShardFooter;
+use crate::name::Name;
 use crate::page::slice_picture;
 use crate::schema::{Column, Kind};
 
@@ -37,7 +38,7 @@ pub struct ShardIndex {
     first_rows: Vec<u32>,
     labels: Vec<i32>,
     /// The samples' names, one after the other.
-    names: String,
+    names: Name,
     /// For each sample where its name ends.
     name_ends: Vec<u32>,
 }
@@ -60,6 +61,17 @@ pub struct IndexedSample<'a> {
     pub label: Option<i32>,
     /// `key` or `clip`.
     pub name: &'a str,
+}
+
+/// What is known of a sample without a copy of its name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedSample {
+    /// Its pictures: 1 for an image.
+    pub n_frames: u32,
+    /// Place of its class in the list of classes.
+    pub label: Option<i32>,
+    /// `key` or `clip`.
+    pub name: Name,
 }
 
 impl ShardIndex {
@@ -91,9 +103,10 @@ impl ShardIndex {
             crc32c: columns.crc32c.clone(),
             first_rows: Vec::new(),
             labels: Vec::new(),
-            names: String::new(),
+            names: Name::default(),
             name_ends: Vec::new(),
         };
+        let mut all_names = String::new();
         for group in footer.groups {
             let first_row = index.ends.len();
             index.groups.push(Group {
@@ -101,7 +114,8 @@ impl ShardIndex {
                 first_row: first_row as u32,
             });
             index.ends.extend(group.pictures.ends);
-            index.add_samples(columns, first_row..index.ends.len(), clips, most_name_bytes)?;
+            let rows = first_row..index.ends.len();
+            index.add_samples(columns, rows, clips, most_name_bytes, &mut all_names)?;
         }
         if clips {
             index.first_rows.push(n_rows as u32);
@@ -110,7 +124,8 @@ impl ShardIndex {
             vec.shrink_to_fit();
         }
         index.labels.shrink_to_fit();
-        index.names.shrink_to_fit();
+        all_names.shrink_to_fit();
+        index.names = all_names.into();
         Ok(index)
     }
 
@@ -120,6 +135,7 @@ impl ShardIndex {
         rows: Range<usize>,
         clips: bool,
         most_name_bytes: u64,
+        names: &mut String,
     ) -> Result<()> {
         let mut row = rows.start;
         while row < rows.end {
@@ -133,8 +149,8 @@ impl ShardIndex {
                 self.first_rows.push(row as u32);
             }
             self.labels.push(columns.labels[row].unwrap_or(NO_LABEL));
-            self.names.push_str(&columns.names[row]);
-            let name_end = u32::try_from(self.names.len())
+            names.push_str(&columns.names[row]);
+            let name_end = u32::try_from(names.len())
                 .ok()
                 .filter(|&end| u64::from(end) <= most_name_bytes)
                 .ok_or_else(|| {
@@ -171,7 +187,6 @@ impl ShardIndex {
     /// [`Error::OutOfRange`].
     pub fn sample(&self, sample: u64) -> Result<IndexedSample<'_>> {
         let at = checked("sample", sample, self.n_samples())?;
-        let name_start = at.checked_sub(1).map_or(0, |before| self.name_ends[before]);
         let label = self.labels[at];
         let rows = match self.first_rows.get(at..at + 2) {
             Some(&[first, next]) => first..next,
@@ -181,8 +196,26 @@ impl ShardIndex {
             first_row: u64::from(rows.start),
             n_frames: rows.end - rows.start,
             label: (label != NO_LABEL).then_some(label),
-            name: &self.names[name_start as usize..self.name_ends[at] as usize],
+            name: &self.names[self.name_range(at)],
         })
+    }
+
+    /// The same without a copy, for whoever keeps it longer than the index.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`].
+    pub fn named_sample(&self, sample: u64) -> Result<NamedSample> {
+        let found = self.sample(sample)?;
+        Ok(NamedSample {
+            n_frames: found.n_frames,
+            label: found.label,
+            name: self.names.part(self.name_range(sample as usize)),
+        })
+    }
+
+    fn name_range(&self, at: usize) -> Range<usize> {
+        let start = at.checked_sub(1).map_or(0, |before| self.name_ends[before]);
+        start as usize..self.name_ends[at] as usize
     }
 
     /// Where the page of a row's picture lies in the file.

@@ -10,7 +10,7 @@ use crate::error::{Error, Malformed, Result, malformed};
 use crate::footer::{FooterStep, ShardFooter, tail_range};
 use crate::group::{GroupPlace, LoadedGroup, Origin};
 use crate::manifest::{Manifest, ShardEntry};
-use crate::reader::{ShardIndex, index_columns};
+use crate::reader::{NamedSample, ShardIndex, index_columns};
 use crate::schema::{ClassName, Column, Kind};
 use crate::storage::Store;
 
@@ -158,6 +158,15 @@ impl ShardSet {
         })
     }
 
+    /// What is known of a sample, without a copy of its name.
+    ///
+    /// # Errors
+    /// As [`ShardSet::sample`].
+    pub fn named_sample(&self, idx: u64) -> Result<NamedSample> {
+        let (shard, within) = self.locate(idx)?;
+        self.index(shard)?.named_sample(within)
+    }
+
     /// Pictures of a sample: 1 for an image.
     ///
     /// # Errors
@@ -175,7 +184,7 @@ impl ShardSet {
     /// [`Error::Row`] if the picture is damaged, [`Error::OutOfRange`], or the store's error.
     pub fn picture(&self, idx: u64, frame: u32) -> Result<Bytes> {
         let (shard, index, [row]) = self.rows(idx, [frame])?;
-        let page = self.store.read_range(shard, index.picture_range(row)?)?;
+        let page = self.store.read_part(shard, index.picture_range(row)?)?;
         index.picture(row, &page)
     }
 
@@ -186,7 +195,7 @@ impl ShardSet {
     pub fn pair(&self, idx: u64, frames: [u32; 2]) -> Result<[Bytes; 2]> {
         let (shard, index, [first, second]) = self.rows(idx, frames)?;
         let ranges = [index.picture_range(first)?, index.picture_range(second)?];
-        let [one, two] = self.store.read_pair(shard, ranges)?;
+        let [one, two] = self.store.read_two_parts(shard, ranges)?;
         Ok([index.picture(first, &one)?, index.picture(second, &two)?])
     }
 

@@ -58,7 +58,7 @@ impl Pictures for Album {
         Ok(Sample {
             n_frames: self.samples[index as usize].len() as u32,
             label: None,
-            key: format!("sample-{index}"),
+            key: format!("sample-{index}").into(),
         })
     }
 

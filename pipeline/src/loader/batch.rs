@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use bytes::BytesMut;
+use shards::Name;
 
 use crate::error::{Error, Result};
 use crate::loader::order::{EpochOrder, Order};
@@ -81,7 +82,7 @@ pub(super) struct Place {
 pub(super) struct Filling {
     pub(super) label: Option<i32>,
     pub(super) sample: u64,
-    pub(super) key: String,
+    pub(super) key: Name,
 }
 
 /// A batch being made.
@@ -154,7 +155,7 @@ impl Slot {
                 let batch = &mut contents.batch;
                 batch.labels[row] = filling.label;
                 batch.samples[row] = filling.sample;
-                batch.keys[row] = filling.key;
+                (*filling.key).clone_into(&mut batch.keys[row]);
             }
             // The first failing row speaks for the batch, whichever thread was first.
             Err(failure) => {
@@ -377,7 +378,7 @@ mod tests {
         Ok(Filling {
             label: None,
             sample: 0,
-            key: String::new(),
+            key: Name::default(),
         })
     }
 

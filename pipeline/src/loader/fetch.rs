@@ -124,7 +124,7 @@ fn fetch_from(
             sample.n_frames
         );
         return Err(Trouble::Bad {
-            key: Some(sample.key),
+            key: Some(sample.key.to_string()),
             reason,
         });
     };

@@ -119,6 +119,6 @@ fn sample(group: &ForeignGroup, within: u64) -> shards::Result<Sample> {
     Ok(Sample {
         n_frames: 1,
         label,
-        key,
+        key: key.into(),
     })
 }

@@ -1,6 +1,7 @@
 //! Where pictures come from: what the loader asks of a shard set.
 
 use bytes::Bytes;
+use shards::Name;
 
 use crate::loader::order::{Group, Part};
 
@@ -12,7 +13,17 @@ pub struct Sample {
     /// Class, if the set has classes.
     pub label: Option<i32>,
     /// Name of the image or clip.
-    pub key: String,
+    pub key: Name,
+}
+
+impl From<shards::NamedSample> for Sample {
+    fn from(sample: shards::NamedSample) -> Self {
+        Self {
+            n_frames: sample.n_frames,
+            label: sample.label,
+            key: sample.name,
+        }
+    }
 }
 
 /// Samples that can be read one by one, by many threads at once.
@@ -101,12 +112,7 @@ impl From<shards::GroupRef> for Group {
 
 impl Pictures for shards::ShardSet {
     fn sample(&self, index: u64) -> shards::Result<Sample> {
-        let sample = self.sample(index)?;
-        Ok(Sample {
-            n_frames: sample.n_frames,
-            label: sample.label,
-            key: sample.key,
-        })
+        Ok(self.named_sample(index)?.into())
     }
 
     fn picture(&self, index: u64, frame: u32) -> shards::Result<Bytes> {
@@ -150,12 +156,8 @@ struct GroupOf {
 impl Pictures for GroupOf {
     fn sample(&self, index: u64) -> shards::Result<Sample> {
         // Before the group's first sample is beyond its end, too.
-        let sample = self.group.sample(index.wrapping_sub(self.first_sample))?;
-        Ok(Sample {
-            n_frames: sample.n_frames,
-            label: sample.label,
-            key: sample.name.to_owned(),
-        })
+        let within = index.wrapping_sub(self.first_sample);
+        Ok(self.group.named_sample(within)?.into())
     }
 
     fn picture(&self, index: u64, frame: u32) -> shards::Result<Bytes> {

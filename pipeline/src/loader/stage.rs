@@ -117,7 +117,7 @@ impl<'a> Worker<'a> {
     /// Makes the views of a sample, `[V, S, S, 3]`.
     fn make(&mut self, fetched: &Fetched, views: &mut [u8]) -> Result<(), Trouble> {
         let bad = |reason: String| Trouble::Bad {
-            key: Some(fetched.sample.key.clone()),
+            key: Some(fetched.sample.key.to_string()),
             reason,
         };
         let mut watch = Stopwatch::start();

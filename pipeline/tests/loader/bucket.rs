@@ -1,6 +1,7 @@
 //! Sets in a bucket: the same batches as from a disk, whatever happens on the line.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use ::bucket::{Fault, Proxy, Rates, Server};
@@ -121,6 +122,7 @@ fn groups_are_fetched_once_an_epoch_and_nothing_else_is() {
     let twins = twins(Kind::Images);
     let config = DataConfig {
         prefetch_batches: 1,
+        io_threads: 1, // which asks in order
         ..of(Kind::Images, ReadKind::Groups)
     };
     let store = twins.store(&StoreOptions::default());
@@ -210,13 +212,19 @@ fn a_late_answer_is_overtaken() {
     let twins = twins(Kind::Images);
     let config = of(Kind::Images, ReadKind::Pages);
     let expected = twins.from_disk(&config, 4);
-    // Every third request hangs for minutes; without the second request each costs the stall time-out.
-    twins
-        .proxy
-        .set_plan(Box::new(|request| match request.number % 3 {
-            2 => Fault::Stall,
-            _ => Fault::None,
-        }));
+    // Of every third part the first request hangs for minutes; without another one each costs the stall time-out.
+    let asked = Mutex::new(HashSet::new());
+    twins.proxy.set_plan(Box::new(move |request| {
+        let Some(range) = request.header("range") else {
+            return Fault::None;
+        };
+        let mut asked = asked.lock().unwrap();
+        let is_first = asked.insert((request.path.clone(), range.to_owned()));
+        match is_first && asked.len() % 3 == 0 {
+            true => Fault::Stall,
+            false => Fault::None,
+        }
+    }));
     let options = StoreOptions {
         hedge_after_ms: 30,
         stall_timeout_ms: 20_000,

@@ -58,7 +58,7 @@ impl Pictures for Album {
         Ok(Sample {
             n_frames: self.n_frames,
             label: None,
-            key: index.to_string(),
+            key: index.to_string().into(),
         })
     }
 

@@ -87,7 +87,7 @@ impl Pictures for MemorySource {
         Ok(Sample {
             n_frames,
             label: Some(index as i32 % 7),
-            key: format!("class/{index:03}"),
+            key: format!("class/{index:03}").into(),
         })
     }
 

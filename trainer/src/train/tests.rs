@@ -50,7 +50,7 @@ impl Pictures for Waves {
         Ok(Sample {
             n_frames: 1,
             label: None,
-            key: format!("wave-{index}"),
+            key: format!("wave-{index}").into(),
         })
     }
 

@@ -218,7 +218,7 @@ fn describe(report: &Report) -> String {
     for loader in &speed.loaders {
         if let Some(paced) = &loader.paced {
             text.push_str(&format!(
-                "\n{} threads, a consumer of {:.0} pairs/s: gets {}, waits {:.2} ms a batch, {:.1} % of its time",
+                "\n{} thread(s), a consumer of {:.0} pairs/s: gets {}, waits {:.2} ms a batch, {:.1} % of its time",
                 loader.threads,
                 paced.wanted_pairs_per_s,
                 number(paced.pairs_per_s, 1),

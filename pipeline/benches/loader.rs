@@ -47,6 +47,13 @@ fn main() -> Result<()> {
     println!(
         "pairs/s of 224 px views, medians of {ROUNDS} interleaved rounds of {seconds} s, batch {BATCH_SIZE}"
     );
+    println!(
+        "| set | threads | pairs/s | threads x floor | of it | of from memory | CPU ms | floor's CPU ms | decode ms \
+         | views ms | KiB read | bottleneck | without a core |"
+    );
+    println!(
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: |"
+    );
     for set in [Set::Images(None), Set::Images(Some(256)), Set::Clips] {
         let path = set.convert(&data, dir.path())?;
         set.time(&path, &options)?;
@@ -120,23 +127,26 @@ impl Set {
             ..config
         };
         let speed = speed::loader(&config, options, &Stop::new(), |_| {}, |_, _| {})?;
-        let floor = speed.floor.and_then(|floor| floor.pairs_per_s);
         let or_nan = |figure: Option<f64>| figure.unwrap_or(f64::NAN);
+        let floor = speed.floor.as_ref();
+        let floor_rate = or_nan(floor.and_then(|floor| floor.pairs_per_s));
+        let floor_cpu_ms = or_nan(floor.and_then(|floor| floor.cpu_ms));
         for loader in speed.loaders {
             println!(
-                "{:<24} {} thread(s): loader {:7.1}, {:.1} % of threads x floor ({:.1}), {:.1} % of from memory; \
-                 decode {:.3} ms, views {:.3} ms, CPU {:.3} ms a pair; {:.0} KiB read a pair; bottleneck {}",
+                "| {} | {} | {:.0} | {:.0} | {:.1} % | {:.1} % | {:.3} | {:.3} | {:.3} | {:.3} | {:.0} | {} | {:.0} % |",
                 self.name(),
                 loader.threads,
                 or_nan(loader.pairs_per_s),
+                loader.threads as f64 * floor_rate,
                 or_nan(loader.percent_of_floor),
-                or_nan(floor),
                 or_nan(loader.percent_of_memory),
+                or_nan(loader.cpu_ms),
+                floor_cpu_ms,
                 loader.decode_ms,
                 loader.views_ms,
-                or_nan(loader.cpu_ms),
                 loader.bytes_per_pair / 1024.0,
                 loader.bottleneck,
+                or_nan(loader.queued_percent),
             );
         }
         Ok(())

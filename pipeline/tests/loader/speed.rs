@@ -164,7 +164,8 @@ fn what_was_measured_before_a_stop_is_reported() {
 #[test]
 fn options_that_make_no_sense_are_named() {
     let dir = write_set(Kind::Images);
-    let changes: [(&str, fn(&mut SpeedOptions)); 5] = [
+    type Change = fn(&mut SpeedOptions);
+    let changes: [(&str, Change); 5] = [
         ("threads", |o| o.threads = vec![]),
         ("threads", |o| o.threads = vec![2, 0]),
         ("rounds", |o| o.rounds = 0),

@@ -58,7 +58,7 @@ pub fn run(args: Args, out: &Output) -> Result<ExitCode> {
     let order = open::order(source.as_ref(), &config.data, config.seed)?;
     let batch_size = config.data.batch_size as u64;
     let batches = audit::batches(&order, batch_size, args.ranks, args.start)?;
-    let batches = batches.take(usize::try_from(args.batches)?);
+    let mut batches = batches.take(usize::try_from(args.batches)?);
     if args.list {
         let list = |(at, ids): (LoaderState, Vec<u64>)| {
             let line = |(row, id)| {
@@ -68,7 +68,7 @@ pub fn run(args: Args, out: &Output) -> Result<ExitCode> {
             let lines: Vec<String> = (0u64..).zip(ids).map(line).collect();
             out.result(&lines, |lines| lines.join("\n"))
         };
-        batches.map(list).collect::<Result<()>>()?;
+        batches.try_for_each(list)?;
         return Ok(ExitCode::SUCCESS);
     }
     let hash = audit::hash(batches);

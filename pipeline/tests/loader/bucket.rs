@@ -53,7 +53,7 @@ impl Twins {
         Loader::from_source(set, &config, SEED, Rank::SINGLE, start).unwrap()
     }
 
-    fn from_disk(&self, config: &DataConfig, n: usize) -> Vec<Batch> {
+    fn disk_batches(&self, config: &DataConfig, n: usize) -> Vec<Batch> {
         let config = DataConfig {
             path: self.local.path().to_str().unwrap().to_owned(),
             read: None,
@@ -98,7 +98,7 @@ fn a_bucket_gives_the_batches_of_the_disk() {
         };
         for read in [ReadKind::Pages, ReadKind::Groups] {
             let config = of(kind, read);
-            let expected = twins.from_disk(&config, 8);
+            let expected = twins.disk_batches(&config, 8);
             let mut without = 0;
             for round in ["without a cache", "filling the cache", "from the cache"] {
                 let mut store = twins.store(&StoreOptions::default());
@@ -161,7 +161,7 @@ fn a_bad_line_changes_nothing() {
     ] {
         let twins = twins(kind);
         let config = of(kind, read);
-        let expected = twins.from_disk(&config, 20);
+        let expected = twins.disk_batches(&config, 20);
         // Ten times as bad as a line ever is, because there are few requests.
         let rates = Rates {
             errors: 0.1,
@@ -186,7 +186,7 @@ fn a_store_that_goes_away_is_named_and_the_run_resumes_exactly() {
             prefetch_batches: 1,
             ..of(Kind::Images, read)
         };
-        let expected = twins.from_disk(&config, 40);
+        let expected = twins.disk_batches(&config, 40);
         let mut loader = twins.loader(twins.store(&impatient()), &config, at(0, 0));
         let mut batches: Vec<Batch> = (0..3).map(|_| loader.next_batch().unwrap()).collect();
         twins.proxy.set_plan(Box::new(|_| Fault::HangUp));
@@ -217,7 +217,7 @@ fn a_store_that_goes_away_is_named_and_the_run_resumes_exactly() {
 fn a_late_answer_is_overtaken() {
     let twins = twins(Kind::Images);
     let config = of(Kind::Images, ReadKind::Pages);
-    let expected = twins.from_disk(&config, 4);
+    let expected = twins.disk_batches(&config, 4);
     // Of every third part the first request hangs for minutes; without another one each costs the stall time-out.
     let asked = Mutex::new(HashSet::new());
     twins.proxy.set_plan(Box::new(move |request| {

@@ -30,7 +30,7 @@ proptest! {
         prop_assume!(batch_size as u64 <= n * repeated_sampling);
         let config = DataConfig {
             size: 4, order: Some(order), window_groups, repeated_sampling, threads, io_threads,
-            read_ahead_mib: budget_groups * GROUP_BYTES >> 20,
+            read_ahead_mib: (budget_groups * GROUP_BYTES) >> 20,
             max_bad: "100%".parse().unwrap(), ..config(batch_size)
         };
         let source = || Arc::new(MemorySource {

@@ -34,4 +34,11 @@ if [ $# -eq 0 ]; then
         echo "SKIPPED: interop on real pictures and clips: none at $real"
     fi
 fi
-HF_HOME="$work/hf" HF_DATASETS_OFFLINE=1 HF_HUB_OFFLINE=1 "$venv/bin/python" "$here/check.py" "$@"
+export HF_HOME="$work/hf" HF_DATASETS_OFFLINE=1 HF_HUB_OFFLINE=1
+"$venv/bin/python" "$here/check.py" "$@"
+
+# The other way round: a set that `datasets` wrote trains as it is.
+"$venv/bin/python" "$here/hub_set.py" "$1" "$work/hub"
+"$program" --quiet train "$here/../../configs/smoke/cropmae.toml" --out "$work/run" \
+    --set data.path="$work/hub" --set data.batch_size=16 --set optim.max_steps=2 >/dev/null
+echo "interop: trained on the Parquet file that datasets wrote"

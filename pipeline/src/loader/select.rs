@@ -313,6 +313,13 @@ fn label_of(set: &ShardSet, class: &str) -> Result<i32> {
         name: "data.select.classes",
         value: format!("{class:?}"),
         expected: match classes.first() {
+            Some(first) if first.id == first.name => {
+                format!(
+                    "one of the set's {} classes, such as {:?}",
+                    classes.len(),
+                    first.id
+                )
+            }
             Some(first) => format!(
                 "one of the set's {} classes, such as {:?} or {:?}",
                 classes.len(),

@@ -2,15 +2,16 @@
 //! and what an epoch fetches.
 //!
 //! `cargo bench -p pairquet-pipeline --bench bucket`. Makes its own pictures and clips. Server and proxy run in this
-//! process, so the loader gets one thread and leaves them a core. Every round starts its loaders anew: nothing that was
-//! read ahead while the other side was timed counts. `PAIRQUET_BENCH_SECONDS` is the length of a round (5).
+//! process, so the loader gets one thread and leaves them a core. Every round starts its loaders anew, so nothing that was
+//! read ahead while the other side was timed counts, and leaves out its first seconds, in which the first window comes in.
+//! `PAIRQUET_BENCH_SECONDS` is the length of a round (3).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bucket::{Line, Proxy, Server};
 use pipeline::config::{DataConfig, OrderKind, ViewsKind};
-use pipeline::convert::{self, ImagenetOptions, KineticsOptions};
+use pipeline::convert::{self, CommonOptions, ImagenetOptions, KineticsOptions};
 use pipeline::loader::{Loader, LoaderState, Rank, ReadPlan};
 use pipeline::stop::Stop;
 use pipeline::synth::{self, SynthOptions};
@@ -19,13 +20,14 @@ use shards::{Environment, ShardSet, Store, StoreOptions};
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 const ROUNDS: usize = 5;
+const WARM_UP: Duration = Duration::from_secs(3);
 const LINE: Line = Line {
     latency: Duration::from_millis(30),
     bytes_per_s: Some(100 << 20),
 };
 
 fn main() -> Result<()> {
-    let seconds = std::env::var("PAIRQUET_BENCH_SECONDS").map_or(Ok(5.0), |s| s.parse())?;
+    let seconds = std::env::var("PAIRQUET_BENCH_SECONDS").map_or(Ok(3.0), |s| s.parse())?;
     let round = Duration::from_secs_f64(seconds);
     let dir = tempfile::tempdir()?;
     let server = Server::start()?;
@@ -57,7 +59,7 @@ fn main() -> Result<()> {
             views,
             repeated_sampling: 2,
             window_groups: 4,
-            read_ahead_mib: 96,
+            read_ahead_mib: 48,
             ..DataConfig::default()
         };
         let bench = Bench {
@@ -73,20 +75,30 @@ fn main() -> Result<()> {
 
 fn make(views: ViewsKind, dir: &std::path::Path, local: &std::path::Path) -> Result<()> {
     let options = SynthOptions {
-        images_per_class: 800,
-        clips_per_class: 40,
+        images_per_class: 500,
+        clips_per_class: 20,
         frames: 90,
         size: 256,
         ..SynthOptions::default()
     };
     let (raw, dst) = (dir.join("raw"), local.to_str().unwrap_or_default());
+    let common = CommonOptions {
+        row_group_bytes: 4 << 20,
+        ..CommonOptions::default()
+    };
     if views == ViewsKind::FramePair {
         synth::write_clips(&raw.join("clips"), &options)?;
-        let options = KineticsOptions::default();
+        let options = KineticsOptions {
+            common,
+            ..KineticsOptions::default()
+        };
         convert::kinetics(&raw.join("clips"), dst, &options, &(), &Stop::new())?;
     } else {
         synth::write_images(&raw.join("images"), &options)?;
-        let options = ImagenetOptions::default();
+        let options = ImagenetOptions {
+            common,
+            ..ImagenetOptions::default()
+        };
         convert::imagenet(&raw.join("images"), dst, &options, &(), &Stop::new())?;
     }
     Ok(())
@@ -163,11 +175,15 @@ impl Bench<'_> {
     }
 }
 
-/// Pairs a second after the first batch, and the seconds from `opened` to that batch.
+/// Pairs a second after the warm-up, and the seconds from `opened` to that batch.
 fn time(mut loader: Loader, opened: Instant, round: Duration) -> Result<(f64, f64)> {
     let batch = loader.next_batch()?;
     loader.recycle(batch);
     let first = opened.elapsed().as_secs_f64();
+    while opened.elapsed() < WARM_UP {
+        let batch = loader.next_batch()?;
+        loader.recycle(batch);
+    }
     let (start, mut n_pairs) = (Instant::now(), 0);
     while start.elapsed() < round {
         let batch = loader.next_batch()?;

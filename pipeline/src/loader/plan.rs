@@ -11,9 +11,9 @@ use crate::loader::source::Source;
 use crate::loader::state::Rank;
 use crate::views::Views;
 
-/// What a request to a bucket costs besides its bytes, as bytes: what 100 MiB/s bring in 30 ms, shared by a dozen
-/// requests at a time.
-const REQUEST_BYTES: u64 = 256 << 10;
+/// What a request to a bucket costs besides its bytes, as bytes: what 100 MiB/s bring in 30 ms, shared by as many requests
+/// as are under way at once.
+const REQUEST_BYTES: u64 = 48 << 10;
 
 /// Readers of single pictures from a bucket, where a read takes tens of milliseconds; one keeps up with any number of
 /// workers on a disk.

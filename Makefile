@@ -13,7 +13,7 @@ test: setup
 
 # Opens shards with pyarrow, DuckDB and Hugging Face datasets in a virtual environment of its own.
 interop: setup
-	$(CARGO) build --locked
+	$(CARGO) build --workspace --locked
 	tests/interop/run.sh $${CARGO_TARGET_DIR:-target}/debug/pairquet
 
 lint: setup

@@ -1,7 +1,7 @@
 //! Pairs per second from a bucket beside the same from the local disk, through a line with 30 ms of latency and 100 MiB/s;
 //! and what an epoch fetches.
 //!
-//! `cargo bench -p pairquet-pipeline --bench bucket`. Makes its own pictures and clips. Server and proxy run in this
+//! `cargo bench -p pairquet-pipeline --bench bucket [-- images|clips]`. Makes its own pictures and clips. Server and proxy run in this
 //! process, so the loader gets one thread and leaves them a core. Every round starts its loaders anew, so nothing that was
 //! read ahead while the other side was timed counts, and leaves out its first seconds, in which the first window comes in.
 //! `PAIRQUET_BENCH_SECONDS` is the length of a round (3).
@@ -34,11 +34,13 @@ fn main() -> Result<()> {
     let proxy = Proxy::start(server.address())?;
     println!("one loader thread, medians of {ROUNDS} interleaved rounds of {seconds} s");
     for views in [ViewsKind::CropPair, ViewsKind::FramePair] {
-        let name = if views == ViewsKind::FramePair {
-            "clips"
-        } else {
-            "images"
+        let (name, other) = match views {
+            ViewsKind::FramePair => ("clips", "images"),
+            _ => ("images", "clips"),
         };
+        if std::env::args().any(|arg| arg == other) {
+            continue;
+        }
         let local = dir.path().join(name);
         make(views, dir.path(), &local)?;
         let folder = server.folder().join(name);

@@ -248,3 +248,30 @@ fn a_late_answer_is_overtaken() {
         start.elapsed()
     );
 }
+
+#[test]
+fn many_reads_are_under_way_at_once() {
+    let twins = twins(Kind::Clips);
+    let config = DataConfig {
+        batch_size: 32,
+        threads: 1,
+        repeated_sampling: 8,
+        ..of(Kind::Clips, ReadKind::Pages)
+    };
+    let mut loader = twins.loader(twins.store(&StoreOptions::default()), &config, at(0, 0));
+    loader.next_batch().unwrap();
+    twins.proxy.set_line(::bucket::Line {
+        latency: Duration::from_millis(30),
+        bytes_per_s: Some(100 << 20),
+    });
+    // What had been read ahead comes first.
+    (0..8).for_each(|_| drop(loader.next_batch().unwrap()));
+    let start = Instant::now();
+    (0..4).for_each(|_| drop(loader.next_batch().unwrap()));
+    // Their 256 reads one after the other would take eight seconds.
+    assert!(
+        start.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        start.elapsed()
+    );
+}

@@ -237,23 +237,24 @@ impl ShardSet {
             .collect()
     }
 
-    /// Reads a whole row group by one request. It needs nothing else of its shard, unless its pages are damaged: then the
+    /// Reads a whole row group by one request, and gives it with the index of its first sample. It needs nothing else of its shard, unless its pages are damaged: then the
     /// shard's index tells which of its rows are.
     ///
     /// * `number`: its place in [`ShardSet::groups`].
     ///
     /// # Errors
     /// [`Error::OutOfRange`], [`Error::Shard`], or the store's error.
-    pub fn load_group(&self, number: usize) -> Result<LoadedGroup> {
+    pub fn load_group(&self, number: usize) -> Result<(u64, LoadedGroup)> {
         let (shard, place) = self.group_place(number)?;
         let bytes = self.store.read_range(place.shard, place.range.clone())?;
-        match LoadedGroup::walk(&place, bytes.clone()) {
+        let group = match LoadedGroup::walk(&place, bytes.clone()) {
             Err(Error::Shard { .. } | Error::Row { .. }) => {
                 let index = Arc::clone(self.index(shard)?);
-                Ok(LoadedGroup::indexed(&place, index, bytes))
+                LoadedGroup::indexed(&place, index, bytes)
             }
-            loaded => loaded,
-        }
+            loaded => loaded?,
+        };
+        Ok((self.sample_starts[shard] + place.before.sample, group))
     }
 
     fn group_place(&self, number: usize) -> Result<(usize, GroupPlace<'_>)> {

@@ -8,7 +8,7 @@ use shards::{ForeignGroup, ForeignSet, GroupRef};
 
 use crate::loader::batch::lock;
 use crate::loader::order::Group;
-use crate::loader::source::{Pictures, Sample, Source};
+use crate::loader::source::{Pictures, Sample, Shifted, Source};
 
 /// Row groups that are kept in case that another of their pictures is asked for.
 const RECENT_BYTES: usize = 256 << 20;
@@ -62,7 +62,7 @@ impl Foreign {
 impl Pictures for Foreign {
     fn sample(&self, index: u64) -> shards::Result<Sample> {
         let (group, within) = self.group(index)?;
-        sample(&group, within)
+        Pictures::sample(group.as_ref(), within)
     }
 
     fn picture(&self, index: u64, _frame: u32) -> shards::Result<Bytes> {
@@ -91,34 +91,25 @@ impl Source for Foreign {
     fn load_group(&self, number: usize) -> shards::Result<Box<dyn Pictures>> {
         let first_sample = self.groups.get(number).map_or(0, |g| g.first_sample);
         let group = self.set.load_group(number)?;
-        Ok(Box::new(Loaded {
+        Ok(Box::new(Shifted {
             first_sample,
-            group,
+            group: Box::new(group),
         }))
     }
 }
 
-/// A row group by the source's indices.
-struct Loaded {
-    first_sample: u64,
-    group: ForeignGroup,
-}
-
-impl Pictures for Loaded {
+/// By their places in the group.
+impl Pictures for ForeignGroup {
     fn sample(&self, index: u64) -> shards::Result<Sample> {
-        sample(&self.group, index.wrapping_sub(self.first_sample))
+        let (key, label) = self.sample(index)?;
+        Ok(Sample {
+            n_frames: 1,
+            label,
+            key: key.into(),
+        })
     }
 
     fn picture(&self, index: u64, _frame: u32) -> shards::Result<Bytes> {
-        self.group.picture(index.wrapping_sub(self.first_sample))
+        self.picture(index)
     }
-}
-
-fn sample(group: &ForeignGroup, within: u64) -> shards::Result<Sample> {
-    let (key, label) = group.sample(within)?;
-    Ok(Sample {
-        n_frames: 1,
-        label,
-        key: key.into(),
-    })
 }

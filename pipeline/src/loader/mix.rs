@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::loader::order::{Group, Part};
-use crate::loader::source::{Pictures, Sample, Source};
+use crate::loader::source::{Pictures, Sample, Shifted, Source};
 
 /// Sources side by side, each with its number of visits.
 pub(super) struct Mix {
@@ -124,22 +124,5 @@ impl Source for Mix {
             index: number as u64,
             len: (number - within) as u64,
         })
-    }
-}
-
-/// A group of one of the sources, by the mixture's indices.
-struct Shifted {
-    group: Box<dyn Pictures>,
-    first_sample: u64,
-}
-
-impl Pictures for Shifted {
-    fn sample(&self, index: u64) -> shards::Result<Sample> {
-        self.group.sample(index.wrapping_sub(self.first_sample))
-    }
-
-    fn picture(&self, index: u64, frame: u32) -> shards::Result<Bytes> {
-        self.group
-            .picture(index.wrapping_sub(self.first_sample), frame)
     }
 }

@@ -138,26 +138,36 @@ impl Source for shards::ShardSet {
     }
 
     fn load_group(&self, number: usize) -> shards::Result<Box<dyn Pictures>> {
-        let first_sample = self.groups().get(number).map_or(0, |g| g.first_sample);
-        let group = self.load_group(number)?;
-        Ok(Box::new(GroupOf {
+        let (first_sample, group) = self.load_group(number)?;
+        Ok(Box::new(Shifted {
             first_sample,
-            group,
+            group: Box::new(group),
         }))
     }
 }
 
-/// A row group of a shard set, by the set's indices.
-struct GroupOf {
-    first_sample: u64,
-    group: shards::LoadedGroup,
+/// By their places in the group.
+impl Pictures for shards::LoadedGroup {
+    fn sample(&self, index: u64) -> shards::Result<Sample> {
+        Ok(self.named_sample(index)?.into())
+    }
+
+    fn picture(&self, index: u64, frame: u32) -> shards::Result<Bytes> {
+        self.picture(index, frame)
+    }
 }
 
-impl Pictures for GroupOf {
+/// A group by the indices of the source that it is of.
+pub(super) struct Shifted {
+    pub(super) group: Box<dyn Pictures>,
+    /// Index in the source of what the group calls 0.
+    pub(super) first_sample: u64,
+}
+
+impl Pictures for Shifted {
     fn sample(&self, index: u64) -> shards::Result<Sample> {
         // Before the group's first sample is beyond its end, too.
-        let within = index.wrapping_sub(self.first_sample);
-        Ok(self.group.named_sample(within)?.into())
+        self.group.sample(index.wrapping_sub(self.first_sample))
     }
 
     fn picture(&self, index: u64, frame: u32) -> shards::Result<Bytes> {

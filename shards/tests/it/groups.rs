@@ -35,7 +35,10 @@ fn by_groups(set: &ShardSet) -> Vec<Result<Told, String>> {
     let mut all = Vec::new();
     for (number, place) in set.groups().into_iter().enumerate() {
         let group = match set.load_group(number) {
-            Ok(group) => group,
+            Ok((first_sample, group)) => {
+                assert_eq!(first_sample, place.first_sample);
+                group
+            }
             Err(error) => {
                 all.extend((0..place.n_samples).map(|_| Err(error.to_string())));
                 continue;
@@ -110,6 +113,6 @@ fn a_group_that_is_not_there_is_an_error() {
         matches!(error, Error::OutOfRange { len, .. } if len == n_groups as u64),
         "{error}"
     );
-    let group = set.load_group(0).unwrap();
+    let (_, group) = set.load_group(0).unwrap();
     assert!(group.sample(group.n_samples()).is_err() && group.picture(0, 1).is_err());
 }

@@ -198,10 +198,11 @@ impl TrainConfig {
     /// [`Error::Io`] naming the file; [`Error::ConfigSyntax`] naming the file and the place in it, or files that
     /// extend one another without end.
     pub fn read(path: &Path, overrides: &[impl AsRef<str>]) -> Result<Self> {
-        Self::from_table(extended(path, 0)?, overrides).map_err(|error| in_file(path, error))
+        let table = extended(read_table(path)?, path, 0)?;
+        Self::from_table(table, overrides).map_err(|error| in_file(path, error))
     }
 
-    fn from_table(mut table: toml::Table, overrides: &[impl AsRef<str>]) -> Result<Self> {
+    pub(crate) fn from_table(mut table: toml::Table, overrides: &[impl AsRef<str>]) -> Result<Self> {
         for text in overrides {
             set(&mut table, text.as_ref())?;
         }
@@ -439,7 +440,7 @@ fn reaches_epoch(every: u64, steps: u64, accum_steps: u64, batches_per_epoch: u6
     portions(steps) != portions(steps.saturating_sub(1))
 }
 
-fn expect(holds: bool, message: impl FnOnce() -> String) -> Result<()> {
+pub(crate) fn expect(holds: bool, message: impl FnOnce() -> String) -> Result<()> {
     if holds {
         Ok(())
     } else {
@@ -456,7 +457,7 @@ fn parse(text: &str) -> Result<toml::Table> {
     })
 }
 
-fn in_file(path: &Path, error: Error) -> Error {
+pub(crate) fn in_file(path: &Path, error: Error) -> Error {
     match error {
         Error::ConfigSyntax(problem) => {
             Error::ConfigSyntax(format!("{}: {problem}", path.display()))
@@ -465,17 +466,22 @@ fn in_file(path: &Path, error: Error) -> Error {
     }
 }
 
-/// The table of a file on top of those of the files that it extends.
-fn extended(path: &Path, depth: usize) -> Result<toml::Table> {
+/// What a file says, unchecked.
+pub(crate) fn read_table(path: &Path) -> Result<toml::Table> {
     let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-    let mut table = parse(&text).map_err(|error| in_file(path, error))?;
+    parse(&text).map_err(|error| in_file(path, error))
+}
+
+/// A table of the file `path` on top of those of the files that it extends.
+pub(crate) fn extended(mut table: toml::Table, path: &Path, depth: usize) -> Result<toml::Table> {
     let problem = match table.remove("extends") {
         None => return Ok(table),
         Some(toml::Value::String(_)) if depth == MAX_EXTENDS => {
             format!("extends more than {MAX_EXTENDS} files, expected an end")
         }
         Some(toml::Value::String(base)) => {
-            let mut base = extended(&path.with_file_name(base), depth + 1)?;
+            let path = path.with_file_name(base);
+            let mut base = extended(read_table(&path)?, &path, depth + 1)?;
             lay_over(&mut base, table);
             return Ok(base);
         }
@@ -485,7 +491,7 @@ fn extended(path: &Path, depth: usize) -> Result<toml::Table> {
 }
 
 /// Replaces values of `base` by those of `over`, table by table.
-fn lay_over(base: &mut toml::Table, over: toml::Table) {
+pub(crate) fn lay_over(base: &mut toml::Table, over: toml::Table) {
     for (key, value) in over {
         match (base.get_mut(&key), value) {
             (Some(toml::Value::Table(inner)), toml::Value::Table(over)) => lay_over(inner, over),
@@ -497,7 +503,7 @@ fn lay_over(base: &mut toml::Table, over: toml::Table) {
 }
 
 /// Sets one `dotted.key=value` in a table.
-fn set(table: &mut toml::Table, text: &str) -> Result<()> {
+pub(crate) fn set(table: &mut toml::Table, text: &str) -> Result<()> {
     let wrong = |problem: &str| Error::ConfigSyntax(format!("override {text:?} {problem}"));
     let (key, value) = text
         .split_once('=')

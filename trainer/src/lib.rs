@@ -18,7 +18,9 @@
 //! CPU of one machine a run's losses and weights depend on its configuration alone, to the last bit. Only `device` and
 //! `ops` name CUDA.
 
+mod chart;
 pub mod checkpoint;
+pub mod compare;
 pub mod config;
 pub mod device;
 pub mod error;

@@ -10,7 +10,7 @@ use super::pass::Pass;
 use crate::error::Result;
 
 /// Width of the feed-forward part over the width of the block, in every model here.
-const MLP_RATIO: usize = 4;
+pub(crate) const MLP_RATIO: usize = 4;
 
 /// The encoder's block, and the block of MAE's own decoder.
 #[derive(Debug, Clone)]

@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::ops;
 
 /// Width of the feed-forward part, whatever the decoder's width.
-const FEED_FORWARD_WIDTH: usize = 2048;
+pub(crate) const FEED_FORWARD_WIDTH: usize = 2048;
 
 /// One block. Everything is post-norm, `x = norm(x + branch(x))`; the norms are used in the order 2, 3, 1.
 ///

@@ -199,8 +199,7 @@ impl DotChart {
             whisker.into_iter().flatten().chain(dot.published)
         });
         let x_range = widened(range(&mut values.into_iter()), 0.05);
-        let px =
-            |x: f64| left + (x - x_range.0) / (x_range.1 - x_range.0) * (WIDTH - left - RIGHT);
+        let px = |x: f64| left + (x - x_range.0) / (x_range.1 - x_range.0) * (WIDTH - left - RIGHT);
         let mut out = open(WIDTH, height, &self.title);
         let xs = ticks(x_range);
         for (&tick, label) in xs.iter().zip(labels(&xs)) {

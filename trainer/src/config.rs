@@ -6,6 +6,7 @@
 mod differences;
 mod paper;
 
+pub(crate) use differences::flat;
 pub use differences::{Differences, differences};
 pub use paper::Paper;
 
@@ -202,7 +203,10 @@ impl TrainConfig {
         Self::from_table(table, overrides).map_err(|error| in_file(path, error))
     }
 
-    pub(crate) fn from_table(mut table: toml::Table, overrides: &[impl AsRef<str>]) -> Result<Self> {
+    pub(crate) fn from_table(
+        mut table: toml::Table,
+        overrides: &[impl AsRef<str>],
+    ) -> Result<Self> {
         for text in overrides {
             set(&mut table, text.as_ref())?;
         }

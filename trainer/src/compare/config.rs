@@ -151,7 +151,11 @@ impl CompareConfig {
         let published = Published::load()?;
         if let Some(id) = &self.ablation {
             let points = &published.ablation(id)?.points;
-            for point in self.methods.iter().filter_map(|method| method.point.as_ref()) {
+            for point in self
+                .methods
+                .iter()
+                .filter_map(|method| method.point.as_ref())
+            {
                 expect(points.contains_key(point), || {
                     let known: Vec<_> = points.keys().map(String::as_str).collect();
                     format!("point is {point:?}, expected one of {}", known.join(", "))
@@ -188,9 +192,9 @@ impl CompareConfig {
         let mut runs = Vec::new();
         for &seed in &self.seeds {
             for (index, method) in self.methods.iter().enumerate() {
-                let config = self.train_config(method, seed).map_err(|error| {
-                    Error::Config(format!("method {:?}: {error}", method.name))
-                })?;
+                let config = self
+                    .train_config(method, seed)
+                    .map_err(|error| Error::Config(format!("method {:?}: {error}", method.name)))?;
                 runs.push(RunSpec {
                     index: runs.len(),
                     method: index,
@@ -236,7 +240,8 @@ impl Budget {
             Budget::Steps(steps) => Some(steps),
             Budget::Pairs(pairs) => Some(pairs.div_ceil(batch)),
             Budget::Petamacs(petamacs) => {
-                let per_step = forward_cost(&config.model)?.gmacs * batch as f64;
+                let model = config.model.resolved(config.data.size as usize)?;
+                let per_step = forward_cost(&model)?.gmacs * batch as f64;
                 Some(((petamacs * 1e6 / per_step).round() as u64).max(1))
             }
             Budget::Hours(_) => optim.max_steps,
@@ -286,7 +291,7 @@ seeds = [3, 4]
 budget = { pairs = 1000 }
 [train]
 data = { path = "sets/images", views = "crop_pair", batch_size = 16, size = 64 }
-model = { patch_size = 16 }
+model = { patch_size = 4 }
 [[method]]
 name = "Crop MAE (98.5 %)"
 [[method]]
@@ -363,10 +368,22 @@ model = { mask_ratio = 0.9 }
             ("{ pairs = 1000 }", "{ pairs = 0 }", "budget is 0"),
             ("{ pairs = 1000 }", "{ days = 2 }", "days"),
             ("\"two\"", "\"../two\"", "../two"),
-            ("name = \"SiamMAE\"", "name = \"crop mae 98 5\"", "crop_mae_98_5"),
+            (
+                "name = \"SiamMAE\"",
+                "name = \"crop mae 98 5\"",
+                "crop_mae_98_5",
+            ),
             ("siammae_k400", "siammae_k600", "siammae_k600"),
-            ("mask_ratio = 0.9", "mask_ratio = 0.999", "method \"SiamMAE\""),
-            ("[[method]]\nname = \"S", "point = \"1 %\"\n[[method]]\nname = \"S", ""),
+            (
+                "mask_ratio = 0.9",
+                "mask_ratio = 0.999",
+                "method \"SiamMAE\"",
+            ),
+            (
+                "[[method]]\nname = \"S",
+                "point = \"1 %\"\n[[method]]\nname = \"S",
+                "",
+            ),
         ] {
             let text = TEXT.replace(from, to);
             assert_ne!(text, TEXT, "{from}");
@@ -379,8 +396,10 @@ model = { mask_ratio = 0.9 }
                 }
             }
         }
-        let text = format!("ablation = \"mask_ratio\"\n{TEXT}")
-            .replace("[[method]]\nname = \"S", "point = \"1 %\"\n[[method]]\nname = \"S");
+        let text = format!("ablation = \"mask_ratio\"\n{TEXT}").replace(
+            "[[method]]\nname = \"S",
+            "point = \"1 %\"\n[[method]]\nname = \"S",
+        );
         let error = read(&text).unwrap_err().to_string();
         assert!(error.contains("1 %") && error.contains("98.5 %"), "{error}");
     }

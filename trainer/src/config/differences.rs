@@ -65,7 +65,7 @@ fn is_under(key: &str, table: &str) -> bool {
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
-fn flat(config: &TrainConfig) -> Result<BTreeMap<String, String>> {
+pub(crate) fn flat(config: &TrainConfig) -> Result<BTreeMap<String, String>> {
     let table =
         toml::Table::try_from(config).map_err(|error| Error::ConfigSyntax(error.to_string()))?;
     let mut values = BTreeMap::new();

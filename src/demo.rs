@@ -1,21 +1,16 @@
 //! `pairquet demo`: the main job from end to end on made data, in minutes, with nothing but this program.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::ValueEnum;
-use pipeline::convert::{self, ImagenetOptions, KineticsOptions};
-use pipeline::synth::{self, SynthOptions};
-use pipeline::{Stop, sheet};
+use pipeline::synth::SynthOptions;
 use serde::Serialize;
-use shards::ShardSet;
 use trainer::{Summary, TrainConfig};
 
-use crate::convert::ConvertBar;
 use crate::output::{Output, facts};
-use crate::{signals, train};
+use crate::{made, signals, train};
 
 /// The two runs: name, config, and the folder of shards it trains on.
 const RUNS: [(&str, &str, &str); 2] = [
@@ -67,9 +62,10 @@ pub fn run(args: Args, out: &Output) -> Result<ExitCode> {
     let shards = args.out.join("shards");
     let last = args.only;
 
-    make_raw(&raw, out)?;
+    let options = SynthOptions::default();
+    made::raw(&raw, &options, &options, out)?;
     if last.is_none_or(|stage| stage >= Stage::Shards) {
-        make_shards(&raw, &shards, &stop, out)?;
+        made::shards(&raw, &shards, &stop, out)?;
     }
     let mut runs = Vec::new();
     if last.is_none() {
@@ -87,52 +83,6 @@ pub fn run(args: Args, out: &Output) -> Result<ExitCode> {
     }
     out.result(&Report { raw, shards, runs }, describe)?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// Pictures, clips and sequences; made under another name first, so that what is there is whole.
-fn make_raw(raw: &Path, out: &Output) -> Result<()> {
-    if raw.is_dir() {
-        return Ok(());
-    }
-    out.say(format!(
-        "making pictures, clips and masks in {}",
-        raw.display()
-    ));
-    let partial = raw.with_extension("partial");
-    if partial.exists() {
-        fs::remove_dir_all(&partial).with_context(|| format!("removing {}", partial.display()))?;
-    }
-    let options = SynthOptions::default();
-    synth::write_images(&partial.join("images"), &options)?;
-    synth::write_clips(&partial.join("clips"), &options)?;
-    synth::write_sequences(&partial.join("sequences"), &options)?;
-    fs::rename(&partial, raw)
-        .with_context(|| format!("renaming {} to {}", partial.display(), raw.display()))
-}
-
-fn make_shards(raw: &Path, shards: &Path, stop: &Stop, out: &Output) -> Result<()> {
-    for source in ["images", "clips"] {
-        let dst = shards.join(source);
-        if dst.join("manifest.json").is_file() {
-            continue;
-        }
-        let (src, dst_name) = (raw.join(source), dst.display().to_string());
-        out.say(format!("converting {} to {dst_name}", src.display()));
-        let bar = ConvertBar::new(out);
-        match source {
-            "images" => {
-                convert::imagenet(&src, &dst_name, &ImagenetOptions::default(), &bar, stop)?
-            }
-            _ => convert::kinetics(&src, &dst_name, &KineticsOptions::default(), &bar, stop)?,
-        };
-        bar.finish();
-        let sheet_file = shards.join(format!("{source}.png"));
-        sheet::write_png(
-            &sheet_file,
-            &sheet::samples(&ShardSet::open(&dst_name, "train")?, 16, 128)?,
-        )?;
-    }
-    Ok(())
 }
 
 fn demo_config(text: &str, set: &Path, steps: u64) -> Result<TrainConfig> {

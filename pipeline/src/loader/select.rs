@@ -86,6 +86,10 @@ impl Source for Selected {
         self.source.holds_clips()
     }
 
+    fn class_ids(&self) -> Vec<String> {
+        self.source.class_ids()
+    }
+
     fn reads_groups_alone(&self) -> bool {
         self.source.reads_groups_alone()
     }

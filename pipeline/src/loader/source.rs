@@ -59,6 +59,11 @@ pub trait Source: Pictures {
     /// Whether samples are clips rather than images.
     fn holds_clips(&self) -> bool;
 
+    /// The classes' ids, in the order of their labels; none where they are not known.
+    fn class_ids(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Whether nothing less than a group can be read, so that a picture by itself costs as much.
     fn reads_groups_alone(&self) -> bool {
         false
@@ -131,6 +136,11 @@ impl Source for shards::ShardSet {
 
     fn holds_clips(&self) -> bool {
         matches!(self.kind(), shards::Kind::Clips)
+    }
+
+    fn class_ids(&self) -> Vec<String> {
+        let classes = self.class_names().iter();
+        classes.map(|class| class.id.clone()).collect()
     }
 
     fn groups(&self) -> Vec<Group> {

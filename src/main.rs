@@ -6,6 +6,7 @@
 mod bench;
 mod convert;
 mod demo;
+mod eval;
 mod exchange;
 mod inspect;
 mod order;
@@ -60,6 +61,9 @@ enum Verb {
     Bench(bench::Command),
     /// Train a model from shards; a run folder that exists is resumed.
     Train(train::Args),
+    /// Score a trained encoder as the papers do.
+    #[command(subcommand)]
+    Eval(eval::Command),
     /// Turn another program's checkpoint into one of ours.
     Import(exchange::ImportArgs),
     /// Turn a checkpoint into files for timm, PyTorch or Hugging Face.
@@ -79,6 +83,7 @@ fn main() -> ExitCode {
         Verb::Order(args) => order::run(args, &out),
         Verb::Bench(command) => bench::run(command, &out),
         Verb::Train(args) => train::run(args, &out),
+        Verb::Eval(command) => eval::run(command, &out),
         Verb::Import(args) => exchange::import(args, &out),
         Verb::Export(args) => exchange::export(args, &out),
         Verb::Demo(args) => demo::run(args, &out),

@@ -10,6 +10,7 @@
 //! - [`optim`]: parameter groups, gradients and their norm, AdamW, the learning rate of a step.
 //! - [`checkpoint`]: what a run needs to go on as if it had never stopped.
 //! - [`exchange`]: checkpoints from and to other programs.
+//! - [`eval`]: what a trained encoder is worth.
 //! - [`metrics`] and [`pictures`]: what a person looks at.
 //! - [`error`]: what can go wrong.
 //!
@@ -22,6 +23,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod device;
 pub mod error;
+pub mod eval;
 pub mod exchange;
 mod files;
 pub mod loss;

@@ -9,7 +9,7 @@
 //! - `names`: what parameters are called elsewhere.
 //! - `foreign`: any file as named tensors. `sizes`: the model's sizes out of their shapes.
 //! - `import`, `moments`: the model, and AdamW's state. `folder`: the checkpoint folder.
-//!   `start`: a run's beginning from one.
+//!   `start`: a run's beginning from one. `read`: the encoder of any of these.
 //! - `export`: the way out, with `torch_file`; `probe`: input and features to check it by.
 //!
 //! Invariants: nothing that a file contains is executed. A file is input: whatever is wrong with it is an
@@ -26,6 +26,7 @@ mod names;
 mod pickle;
 mod probe;
 mod pth;
+mod read;
 mod sizes;
 mod start;
 mod torch_file;
@@ -37,6 +38,8 @@ pub use folder::{CheckpointInfo, IMPORT_FILE, Source, checkpoint_info};
 pub use foreign::Format;
 pub use import::{ImportOptions, Imported, import};
 pub use moments::OptimizerState;
+pub use names::Tensors;
+pub use read::{Read, ReadOptions, read};
 pub use start::start_from;
 
 use std::path::Path;

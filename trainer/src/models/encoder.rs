@@ -13,6 +13,7 @@ use crate::nn::norm::LayerNorm;
 use crate::nn::params::Params;
 use crate::nn::pass::Pass;
 use crate::nn::patch_embed::PatchEmbed;
+use crate::nn::pos_embed::resample_pos_embed;
 
 /// Patch embedding, blocks and final norm. The model around it registers the tokens, before those of a decoder, as the
 /// reference does.
@@ -59,6 +60,16 @@ impl Encoder {
             blocks,
             norm,
         })
+    }
+
+    /// The same encoder for pictures of `rows` x `columns` patches, its position table resampled; weights are shared.
+    ///
+    /// # Errors
+    /// If the table is not that of a square grid.
+    pub fn at_grid(&self, rows: usize, columns: usize) -> Result<Encoder> {
+        let mut encoder = self.clone();
+        encoder.tokens.pos_embed = resample_pos_embed(&self.tokens.pos_embed, rows, columns)?;
+        Ok(encoder)
     }
 
     /// Encodes all `patches` `[B, N, P]`; returns `[B, 1 + N, D]`, the class token first.

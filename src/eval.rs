@@ -1,0 +1,82 @@
+//! `pairquet eval`: what a trained encoder is worth.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Subcommand;
+use trainer::eval::encoder::{CheckpointId, FrozenEncoder};
+use trainer::exchange::ReadOptions;
+
+use crate::output::{Output, facts};
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Load a checkpoint as the evaluations do, and say what it is: sizes, epoch, a hash of its weights.
+    Checkpoint(CheckpointArgs),
+}
+
+/// What all evaluations ask for.
+#[derive(clap::Args)]
+pub struct Shared {
+    /// The weights: a run folder (its newest checkpoint), a checkpoint folder, or another program's .pth or safetensors.
+    #[arg(long, short, value_name = "PATH")]
+    checkpoint: PathBuf,
+    /// Attention heads of the encoder, for another program's file [default: the papers' for its width].
+    #[arg(long)]
+    num_heads: Option<usize>,
+    /// Parameters that another program's file lacks keep initial values, with a note, instead of an error.
+    #[arg(long)]
+    allow_missing: bool,
+    /// The running mean of the weights, which runs with `optim.ema_decay` keep, in place of the weights.
+    #[arg(long)]
+    ema: bool,
+    /// Where to compute: cpu, cuda, cuda:N or auto.
+    #[arg(long, default_value = "auto")]
+    device: String,
+}
+
+impl Shared {
+    /// Loads the encoder, and says what had to be guessed.
+    pub fn load(&self, out: &Output) -> Result<(FrozenEncoder, CheckpointId)> {
+        let device = trainer::device::open(&self.device)?;
+        let options = ReadOptions {
+            num_heads: self.num_heads,
+            allow_missing: self.allow_missing,
+            ema: self.ema,
+        };
+        let (encoder, id) = FrozenEncoder::load(&self.checkpoint, &options, &device)?;
+        for note in &id.notes {
+            out.say(format!("note: {note}"));
+        }
+        Ok((encoder, id))
+    }
+}
+
+#[derive(clap::Args)]
+pub struct CheckpointArgs {
+    #[command(flatten)]
+    shared: Shared,
+}
+
+/// Runs the verb.
+pub fn run(command: Command, out: &Output) -> Result<ExitCode> {
+    match command {
+        Command::Checkpoint(args) => checkpoint(&args.shared, out),
+    }
+}
+
+fn checkpoint(shared: &Shared, out: &Output) -> Result<ExitCode> {
+    let (_, id) = shared.load(out)?;
+    let known = |number: Option<u64>| number.map_or_else(|| "not told".into(), |n| n.to_string());
+    out.result(&id, |id| {
+        facts([
+            ("checkpoint", id.path.clone()),
+            ("encoder", id.encoder.clone()),
+            ("epoch", known(id.epoch)),
+            ("step", known(id.step)),
+            ("sha256 of weights", id.weights_sha256.clone()),
+        ])
+    })?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -26,6 +26,17 @@ impl From<shards::NamedSample> for Sample {
     }
 }
 
+/// A file of a set, as the set's manifest has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceFile {
+    /// Its name in the set.
+    pub name: String,
+    /// Its length.
+    pub bytes: u64,
+    /// SHA-256 of its bytes, in hexadecimal.
+    pub sha256: String,
+}
+
 /// Samples that can be read one by one, by many threads at once.
 pub trait Pictures: Send + Sync {
     /// What is known of sample `index` of the source.
@@ -61,6 +72,11 @@ pub trait Source: Pictures {
 
     /// The classes' ids, in the order of their labels; none where they are not known.
     fn class_ids(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// The files that hold the split, for a record of what was read; none where no manifest names them.
+    fn files(&self) -> Vec<SourceFile> {
         Vec::new()
     }
 
@@ -141,6 +157,18 @@ impl Source for shards::ShardSet {
     fn class_ids(&self) -> Vec<String> {
         let classes = self.class_names().iter();
         classes.map(|class| class.id.clone()).collect()
+    }
+
+    fn files(&self) -> Vec<SourceFile> {
+        let split = self.manifest().splits.get(self.split());
+        let shards = split.into_iter().flat_map(|split| &split.shards);
+        shards
+            .map(|shard| SourceFile {
+                name: shard.name.clone(),
+                bytes: shard.bytes,
+                sha256: shard.sha256.clone(),
+            })
+            .collect()
     }
 
     fn groups(&self) -> Vec<Group> {

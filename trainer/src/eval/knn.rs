@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::accuracy::{Accuracy, Hits, rank_of};
 use super::encoder::{CheckpointId, FrozenEncoder};
-use super::labelled::{LabelledData, LabelledSet, Progress, features, host_rows};
+use super::labelled::{LOOK_BATCH, LabelledData, LabelledSet, Progress, features, host_rows};
 use super::results::{DataHash, Failed, RESULTS_FORMAT, Results, Versions};
 use crate::error::{Error, Result};
 use crate::models::Pool;
@@ -36,8 +36,6 @@ pub struct KnnSettings {
     pub ks: Vec<usize>,
     /// Divides the cosine before the exponential that weights a vote (0.07).
     pub temperature: f64,
-    /// Pictures that the encoder sees at once; changes nothing but memory and speed.
-    pub batch_size: usize,
 }
 
 /// What came out.
@@ -149,9 +147,6 @@ impl KnnSettings {
                 self.temperature
             ));
         }
-        if self.batch_size == 0 {
-            return wrong("batch_size is 0, expected at least 1".to_owned());
-        }
         Ok(())
     }
 
@@ -169,7 +164,7 @@ impl KnnSettings {
         let (mut done, total) = (0, set.n_samples());
         set.visit(
             size,
-            self.batch_size,
+            LOOK_BATCH,
             encoder.device(),
             stop,
             &mut |pixels, labels| {
@@ -389,7 +384,6 @@ mod tests {
             pool: Pool::Cls,
             ks: ks.to_vec(),
             temperature,
-            batch_size: 1,
         };
         settings(&[1, 120], 0.07).validate(120).unwrap();
         for (wrong, word) in [

@@ -10,11 +10,15 @@ use pipeline::config::{DataConfig, Interpolation, OrderKind, ViewsKind};
 use pipeline::loader::{Batch, Loader, LoaderState, Rank, Source, open};
 use serde::{Deserialize, Serialize};
 
-use super::encoder::FrozenEncoder;
+use super::accuracy::{Hits, rank_of};
+use super::encoder::{CheckpointId, FrozenEncoder};
 use super::results::{DataHash, DataId, Failed};
 use crate::device;
 use crate::error::{Error, Result};
 use crate::models::Pool;
+
+/// Pictures that an encoder sees at once where nothing is trained.
+pub(super) const LOOK_BATCH: usize = 128;
 
 /// Where the pictures are.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -323,4 +327,42 @@ pub(super) fn pooled(tokens: &Tensor, pool: Pool) -> Result<Tensor> {
 /// The values of a matrix on the host, row by row.
 pub(super) fn host_rows(matrix: &Tensor) -> Result<Vec<Vec<f32>>> {
     Ok(matrix.to_device(&Device::Cpu)?.to_vec2::<f32>()?)
+}
+
+/// Counts a batch: `logits` `[B, C]`.
+pub(super) fn add_hits(hits: &mut Hits, logits: &Tensor, labels: &[usize]) -> Result<()> {
+    for (scores, &label) in host_rows(logits)?.iter().zip(labels) {
+        hits.add(rank_of(label, scores));
+    }
+    Ok(())
+}
+
+/// What the result of a run depends on: its settings but for the threads, its weights and its data.
+///
+/// # Errors
+/// [`Error::Config`] if the settings have no JSON form.
+pub(super) fn identity<S: Serialize>(
+    settings: &S,
+    data: &LabelledData,
+    checkpoint: &CheckpointId,
+    id: &DataId,
+) -> Result<serde_json::Map<String, serde_json::Value>> {
+    let data = LabelledData {
+        threads: 0,
+        ..data.clone()
+    };
+    let json = |value: serde_json::Result<serde_json::Value>| {
+        value.map_err(|error| Error::Config(error.to_string()))
+    };
+    let mut identity = match json(serde_json::to_value(settings))? {
+        serde_json::Value::Object(fields) => fields,
+        other => serde_json::Map::from_iter([("settings".to_owned(), other)]),
+    };
+    identity.insert("data".to_owned(), json(serde_json::to_value(data))?);
+    identity.insert("data_sha256".to_owned(), id.sha256.clone().into());
+    identity.insert(
+        "weights_sha256".to_owned(),
+        checkpoint.weights_sha256.clone().into(),
+    );
+    Ok(identity)
 }

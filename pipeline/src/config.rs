@@ -95,6 +95,9 @@ pub struct DataConfig {
     /// Colour changes of the masked view `f2` (none).
     #[serde(skip_serializing_if = "AugmentConfig::is_off")]
     pub augment_f2: AugmentConfig,
+    /// RandAugment of every view, before the colour changes (none); for supervised training.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rand_augment: Option<RandAugmentConfig>,
 }
 
 impl Default for DataConfig {
@@ -133,6 +136,7 @@ impl Default for DataConfig {
             max_gap: 48,
             augment_f1: AugmentConfig::default(),
             augment_f2: AugmentConfig::default(),
+            rand_augment: None,
         }
     }
 }
@@ -263,6 +267,9 @@ pub enum ViewsKind {
     Single,
     /// Two independent crops of one picture, both masked later (Multi-View MAE).
     MultiView,
+    /// The middle of the picture, nothing random about it, as evaluations see it: its short side resized to 256 px for
+    /// views of 224, then the central square.
+    Centre,
 }
 
 /// How the two crops of a pair relate. View 0 is the whole one (`f1`), view 1 the masked one (`f2`).
@@ -420,6 +427,51 @@ impl Default for AugmentConfig {
             blur_p: 0.0,
             blur_sigma: [0.1, 2.0],
         }
+    }
+}
+
+/// Random changes of a view, a few of fifteen kinds (see [`crate::views::rand_augment`]). The defaults are timm's
+/// `rand-m9-mstd0.5-inc1`, which MAE fine-tunes with.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RandAugmentConfig {
+    /// Changes drawn for a view, each made with probability 0.5.
+    pub n_changes: u32,
+    /// Mean strength of a change, 0 to 10.
+    pub magnitude: f64,
+    /// Standard deviation of the strength.
+    pub magnitude_std: f64,
+}
+
+impl Default for RandAugmentConfig {
+    fn default() -> Self {
+        Self {
+            n_changes: 2,
+            magnitude: 9.0,
+            magnitude_std: 0.5,
+        }
+    }
+}
+
+impl RandAugmentConfig {
+    fn validate(&self) -> Result<()> {
+        for (field, value, expected) in [
+            ("magnitude", self.magnitude, "a number from 0 to 10"),
+            ("magnitude_std", self.magnitude_std, "a number from 0 to 10"),
+            (
+                "n_changes",
+                f64::from(self.n_changes),
+                "a count from 0 to 10",
+            ),
+        ] {
+            check(
+                (0.0..=10.0).contains(&value),
+                "data.rand_augment",
+                format!("{field} = {value}"),
+                expected,
+            )?;
+        }
+        Ok(())
     }
 }
 
@@ -601,7 +653,10 @@ impl DataConfig {
             )?;
         }
         self.augment_f1.validate("data.augment_f1")?;
-        self.augment_f2.validate("data.augment_f2")
+        self.augment_f2.validate("data.augment_f2")?;
+        self.rand_augment
+            .as_ref()
+            .map_or(Ok(()), RandAugmentConfig::validate)
     }
 }
 
@@ -693,7 +748,7 @@ mod tests {
     #[test]
     fn refuses_what_cannot_be_trained_on() {
         type Spoil = fn(&mut DataConfig);
-        let cases: [(&str, Spoil); 15] = [
+        let cases: [(&str, Spoil); 16] = [
             ("data.batch_size", |c| c.batch_size = 0),
             ("data.prefetch_batches", |c| c.prefetch_batches = 0),
             ("data.repeated_sampling", |c| c.repeated_sampling = 0),
@@ -709,6 +764,13 @@ mod tests {
             ("data.global_area", |c| c.global_area = [0.0, 1.0]),
             ("data.aspect", |c| c.aspect = [0.75, f64::INFINITY]),
             ("data.augment_f1", |c| c.augment_f1.hue = 0.7),
+            ("data.rand_augment", |c| {
+                let magnitude = 11.0;
+                c.rand_augment = Some(RandAugmentConfig {
+                    magnitude,
+                    ..RandAugmentConfig::default()
+                });
+            }),
         ];
         for (name, spoil) in cases {
             let mut config = valid();

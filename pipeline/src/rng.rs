@@ -40,6 +40,12 @@ pub enum Purpose {
     Layout = 12,
     /// Which samples come once more in an epoch.
     Extra = 13,
+    /// RandAugment of a view.
+    RandAugment = 14,
+    /// Rectangles erased from a view.
+    Erase = 15,
+    /// How the pictures of a batch are mixed; the sample is the batch's number in its epoch.
+    Mix = 16,
 }
 
 /// Random numbers of one sample for one purpose: ChaCha with 8 rounds, its 256-bit key being the four numbers.
@@ -97,6 +103,13 @@ impl SampleRng {
     /// True with probability `p`.
     pub fn bool(&mut self, p: f64) -> bool {
         self.unit_f64() < p
+    }
+
+    /// Normal with mean 0 and standard deviation 1, from two uniform values (Box and Muller; the sine half is not used, which
+    /// keeps value k a function of draws 2k and 2k + 1).
+    pub fn standard_normal(&mut self) -> f64 {
+        let radius = (-2.0 * (1.0 - self.unit_f64()).ln()).sqrt();
+        radius * (std::f64::consts::TAU * self.unit_f64()).cos()
     }
 
     /// Fills with uniform values in `[0, 1)`, all multiples of 2^-24 equally likely; one word of the stream a value.

@@ -47,6 +47,21 @@ pub enum Error {
         problem: String,
     },
 
+    /// A split is not what an evaluation with labels needs.
+    #[error("split {split} of {path} {problem}")]
+    Labels {
+        /// Folder or address of the set.
+        path: String,
+        /// Name of the split.
+        split: String,
+        /// What is wrong with it, and what was expected.
+        problem: String,
+    },
+
+    /// The work was asked to stop, and did so before its end.
+    #[error("stopped before the end")]
+    Stopped,
+
     /// The device that was asked for cannot be used.
     #[error("device {asked}: {problem}")]
     Device {

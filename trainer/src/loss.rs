@@ -97,6 +97,21 @@ pub fn info_nce(queries: &Tensor, keys: &Keys, temperature: f64) -> Result<Tenso
     Ok(((log_sum_exp(&logits)?.sum_all()? - positives)? / n_queries as f64)?)
 }
 
+/// Cross-entropy with soft targets, the mean over the batch.
+///
+/// * `logits`: `[B, C]`.
+/// * `targets`: `[B, C]`, each row summing to 1.
+///
+/// # Errors
+/// If the shapes differ.
+///
+/// Source: timm 0.4.5, `loss/cross_entropy.py`, `SoftTargetCrossEntropy`.
+pub fn soft_cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
+    let n = logits.dim(0)? as f64;
+    let chosen = (logits * targets)?.sum_all()?;
+    Ok(((log_sum_exp(logits)?.sum_all()? - chosen)? / n)?)
+}
+
 /// Over the rows of `[b, B]`.
 fn log_sum_exp(logits: &Tensor) -> Result<Tensor> {
     // The largest is a constant here: the function does not depend on what is subtracted and added again.
@@ -230,5 +245,15 @@ mod tests {
                 "the keys' share matters"
             );
         }
+    }
+
+    #[test]
+    fn soft_targets_weigh_the_log_probabilities() {
+        let logits = Tensor::new(&[[1f32, 2.0, 0.5], [100.0, -100.0, 0.0]], &Device::Cpu).unwrap();
+        let targets = Tensor::new(&[[0.7f32, 0.2, 0.1], [0.0, 0.5, 0.5]], &Device::Cpu).unwrap();
+        let loss = soft_cross_entropy(&logits, &targets).unwrap();
+        // ln(e + e^2 + e^0.5) = 2.464369; 2.464369 - (0.7 + 0.4 + 0.05) and 100 - (-50), halved.
+        let expected = (1.314_369 + 150.0) / 2.0;
+        assert!((loss.to_scalar::<f32>().unwrap() - expected).abs() < 1e-4);
     }
 }

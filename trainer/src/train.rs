@@ -4,7 +4,7 @@
 //! counted from 1 in everything that a person reads: "after step 300" is what checkpoint `step-00000300` holds.
 
 mod clock;
-mod lock;
+pub(crate) mod lock;
 mod plan;
 mod progress;
 mod watch;

@@ -13,7 +13,7 @@ use crate::config::Select;
 use crate::error::{Error, Result};
 use crate::loader::batch::lock;
 use crate::loader::order::Group;
-use crate::loader::source::{Pictures, Sample, Source};
+use crate::loader::source::{Pictures, Sample, Source, SourceFile};
 
 /// Shards of a bucket whose columns are read at once.
 const REMOTE_READERS: usize = 16;
@@ -84,6 +84,14 @@ impl Source for Selected {
 
     fn holds_clips(&self) -> bool {
         self.source.holds_clips()
+    }
+
+    fn class_ids(&self) -> Vec<String> {
+        self.source.class_ids()
+    }
+
+    fn files(&self) -> Vec<SourceFile> {
+        self.source.files()
     }
 
     fn reads_groups_alone(&self) -> bool {

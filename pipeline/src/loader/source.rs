@@ -26,6 +26,17 @@ impl From<shards::NamedSample> for Sample {
     }
 }
 
+/// A file of a set, as the set's manifest has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceFile {
+    /// Its name in the set.
+    pub name: String,
+    /// Its length.
+    pub bytes: u64,
+    /// SHA-256 of its bytes, in hexadecimal.
+    pub sha256: String,
+}
+
 /// Samples that can be read one by one, by many threads at once.
 pub trait Pictures: Send + Sync {
     /// What is known of sample `index` of the source.
@@ -58,6 +69,16 @@ pub trait Source: Pictures {
 
     /// Whether samples are clips rather than images.
     fn holds_clips(&self) -> bool;
+
+    /// The classes' ids, in the order of their labels; none where they are not known.
+    fn class_ids(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// The files that hold the split, for a record of what was read; none where no manifest names them.
+    fn files(&self) -> Vec<SourceFile> {
+        Vec::new()
+    }
 
     /// Whether nothing less than a group can be read, so that a picture by itself costs as much.
     fn reads_groups_alone(&self) -> bool {
@@ -131,6 +152,23 @@ impl Source for shards::ShardSet {
 
     fn holds_clips(&self) -> bool {
         matches!(self.kind(), shards::Kind::Clips)
+    }
+
+    fn class_ids(&self) -> Vec<String> {
+        let classes = self.class_names().iter();
+        classes.map(|class| class.id.clone()).collect()
+    }
+
+    fn files(&self) -> Vec<SourceFile> {
+        let split = self.manifest().splits.get(self.split());
+        let shards = split.into_iter().flat_map(|split| &split.shards);
+        shards
+            .map(|shard| SourceFile {
+                name: shard.name.clone(),
+                bytes: shard.bytes,
+                sha256: shard.sha256.clone(),
+            })
+            .collect()
     }
 
     fn groups(&self) -> Vec<Group> {

@@ -101,7 +101,7 @@ impl Draw {
 }
 
 /// Pillow's luma: ITU-R 601 weights in 16-bit fixed point.
-fn luma(pixel: [u8; 3]) -> u8 {
+pub(super) fn luma(pixel: [u8; 3]) -> u8 {
     let [r, g, b] = pixel.map(u32::from);
     ((r * 19595 + g * 38470 + b * 7471 + 0x8000) >> 16) as u8
 }

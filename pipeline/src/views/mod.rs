@@ -2,17 +2,20 @@
 //! which only the part that the drawn boxes need is decoded.
 //!
 //! Reading order: [`crop_box`] (where a crop lies), [`resize`] (crop, then resize, and the flip) and `resample` (one axis of it), [`augment`] (colour),
-//! [`single`], [`crop_pair`], [`frame_pair`], [`multi_view`] (the four kinds), and [`Views`], which picks one.
+//! [`single`], [`crop_pair`], [`frame_pair`], [`multi_view`], [`centre`] (the five kinds), [`rand_augment`], and [`Views`], which
+//! picks one.
 //!
 //! - Every draw is a pure function of a [`SampleKey`] and the sizes of the pictures; drawing needs no pixel.
 //! - Parts of pictures give the views of whole pictures, bit for bit, unless `data.decode` allows a reduced decode.
 //! - View 0 is the whole view `f1`, view 1 the masked view `f2`.
 
 pub mod augment;
+pub mod centre;
 pub mod crop_box;
 pub mod crop_pair;
 pub mod frame_pair;
 pub mod multi_view;
+pub mod rand_augment;
 mod resample;
 pub mod resize;
 pub mod single;
@@ -21,7 +24,9 @@ pub use crop_box::{CropBox, CropSampler};
 pub use resize::{CropResizer, Mirror, RgbRef, resize_short_side};
 
 use crate::codec::PicturePart;
-use crate::config::{AugmentConfig, DataConfig, DecodeKind, Interpolation, ViewsKind};
+use crate::config::{
+    AugmentConfig, DataConfig, DecodeKind, Interpolation, RandAugmentConfig, ViewsKind,
+};
 use crate::error::{Error, Result};
 use crate::rng::{Purpose, SampleRng};
 use crop_pair::{CropPair, CropPairDraw, OtherCrop};
@@ -54,6 +59,10 @@ pub struct Renderer {
     size: u32,
     interpolation: Interpolation,
     blur_scratch: Vec<f32>,
+    /// A whole picture resized, of which a view is the middle.
+    resized: Vec<u8>,
+    /// A view as it was before a change.
+    before: Vec<u8>,
 }
 
 impl Renderer {
@@ -64,6 +73,8 @@ impl Renderer {
             size,
             interpolation,
             blur_scratch: Vec::new(),
+            resized: Vec::new(),
+            before: Vec::new(),
         }
     }
 
@@ -119,6 +130,8 @@ pub enum Draw {
     Single(ViewDraw),
     /// Two independent crops of one picture.
     MultiView([ViewDraw; 2]),
+    /// The middle of the whole picture, whose box this is.
+    Centre(CropBox),
 }
 
 impl Draw {
@@ -131,6 +144,7 @@ impl Draw {
             },
             Self::FramePair(draw) | Self::Single(draw) => [draw.crop; 2],
             Self::MultiView([one, two]) => [one.crop, two.crop],
+            Self::Centre(whole) => [*whole; 2],
         }
     }
 
@@ -161,6 +175,7 @@ pub struct Views {
     size: u32,
     interpolation: Interpolation,
     augment: [AugmentConfig; 2],
+    rand_augment: Option<RandAugmentConfig>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -169,6 +184,7 @@ enum Kind {
     FramePair(FramePair),
     Single(Single),
     MultiView(MultiView),
+    Centre,
 }
 
 impl Views {
@@ -199,6 +215,7 @@ impl Views {
             ViewsKind::MultiView => Kind::MultiView(MultiView {
                 each: single(config.view_area),
             }),
+            ViewsKind::Centre => Kind::Centre,
         };
         let augment = [config.augment_f1, config.augment_f2];
         Self {
@@ -207,12 +224,13 @@ impl Views {
             size: config.size,
             interpolation: config.interpolation,
             augment,
+            rand_augment: config.rand_augment,
         }
     }
 
     /// Views a sample becomes.
     pub fn n_views(&self) -> usize {
-        if matches!(self.kind, Kind::Single(_)) {
+        if matches!(self.kind, Kind::Single(_) | Kind::Centre) {
             1
         } else {
             2
@@ -264,14 +282,16 @@ impl Views {
                 Draw::Single(draw)
             }
             Kind::MultiView(views) => Draw::MultiView(views.draw(key, width, height)),
+            Kind::Centre => Draw::Centre(CropBox::whole(width, height)),
         }
     }
 
-    /// By how much the sample's pictures are to be reduced in decoding: 1 but for [`DecodeKind::Fast`].
+    /// By how much the sample's pictures are to be reduced in decoding: 1 but for [`DecodeKind::Fast`], and never for an
+    /// evaluation's views.
     pub fn reduction(&self, draw: &Draw) -> u32 {
-        match self.decode {
-            DecodeKind::Exact => 1,
-            DecodeKind::Fast => draw.reduction(self.size),
+        match (self.decode, draw) {
+            (DecodeKind::Exact, _) | (_, Draw::Centre(_)) => 1,
+            (DecodeKind::Fast, _) => draw.reduction(self.size),
         }
     }
 
@@ -328,11 +348,20 @@ impl Views {
                 one.within(first).render(first.into(), renderer, f1)?;
                 two.within(first).render(first.into(), renderer, f2)?;
             }
+            (_, Draw::Centre(_)) => centre::render(first, renderer, f1)?,
             (_, Draw::CropPair(_)) => return Err(wrong_pictures("those of a crop pair")),
+        }
+        if let Some(changes) = &self.rand_augment {
+            let mut rng = key.rng(Purpose::RandAugment);
+            for view in out.chunks_exact_mut(self.view_bytes()) {
+                let (width, scratch) = (self.size as usize, &mut renderer.before);
+                rand_augment::rand_augment(changes, &mut rng, view, width, scratch);
+            }
         }
         if self.augment.iter().any(|changes| !changes.is_off()) {
             let mut rng = key.rng(Purpose::Augment);
-            for (changes, view) in self.augment.iter().zip([f1, f2]) {
+            let views = out.chunks_exact_mut(self.view_bytes());
+            for (changes, view) in self.augment.iter().zip(views) {
                 augment::augment(changes, &mut rng, view, &mut renderer.blur_scratch);
             }
         }

@@ -55,20 +55,8 @@ impl FrozenEncoder {
         options: &ReadOptions,
         device: &Device,
     ) -> Result<(FrozenEncoder, CheckpointId)> {
-        let read = exchange::read(path, options)?;
+        let (read, id) = read(path, options)?;
         let encoder = FrozenEncoder::new(&read.model, &read.encoder, device)?;
-        let s = encoder.sizes;
-        let id = CheckpointId {
-            path: read.path.display().to_string(),
-            weights_sha256: weights_sha256(&read.encoder)?,
-            epoch: read.epoch,
-            step: read.step,
-            encoder: format!(
-                "width {}, depth {}, heads {}, patches of {}, trained at {}",
-                s.embed_dim, s.depth, s.num_heads, s.patch_size, s.img_size
-            ),
-            notes: read.notes,
-        };
         Ok((encoder, id))
     }
 
@@ -128,6 +116,27 @@ impl FrozenEncoder {
             .at_grid(rows, columns)?
             .forward(&patches, Pass::evaluation())
     }
+}
+
+/// The encoder's parameters of a checkpoint as [`FrozenEncoder::load`] finds them, for whoever trains them on.
+///
+/// # Errors
+/// [`crate::Error::Checkpoint`] if it cannot be read, or lacks parameters and that is not allowed.
+pub fn read(path: &Path, options: &ReadOptions) -> Result<(exchange::Read, CheckpointId)> {
+    let read = exchange::read(path, options)?;
+    let s = read.model.sizes();
+    let id = CheckpointId {
+        path: read.path.display().to_string(),
+        weights_sha256: weights_sha256(&read.encoder)?,
+        epoch: read.epoch,
+        step: read.step,
+        encoder: format!(
+            "width {}, depth {}, heads {}, patches of {}, trained at {}",
+            s.embed_dim, s.depth, s.num_heads, s.patch_size, s.img_size
+        ),
+        notes: read.notes.clone(),
+    };
+    Ok((read, id))
 }
 
 /// SHA-256 over name, shape and little-endian values of every tensor, in order of the names.

@@ -77,6 +77,14 @@ impl Encoder {
     /// # Errors
     /// If the shapes do not fit.
     pub fn forward(&self, patches: &Tensor, pass: Pass) -> Result<Tensor> {
+        self.norm_of(self.forward_before_norm(patches, pass)?, pass)
+    }
+
+    /// As [`Encoder::forward`], without the final norm: what a classifier with a norm of its own begins with.
+    ///
+    /// # Errors
+    /// If the shapes do not fit.
+    pub fn forward_before_norm(&self, patches: &Tensor, pass: Pass) -> Result<Tensor> {
         let tokens = self.patch_embed.forward(patches)?;
         pass.see("patch_embed", "", &tokens);
         let n_patches = tokens.dim(1)?;
@@ -99,10 +107,10 @@ impl Encoder {
         let n_patches = patches.dim(1)?;
         let positions =
             masking.gather_table(&self.tokens.pos_embed.narrow(1, 1, n_patches)?.squeeze(0)?)?; // [B, K, D]
-        self.transform((tokens + positions)?, pass)
+        self.norm_of(self.transform((tokens + positions)?, pass)?, pass)
     }
 
-    /// Class token in front, blocks, norm.
+    /// Class token in front, blocks.
     fn transform(&self, tokens: Tensor, pass: Pass) -> Result<Tensor> {
         let (batch, _, width) = tokens.dims3()?;
         let class = (&self.tokens.cls_token + self.tokens.pos_embed.narrow(1, 0, 1)?)?
@@ -111,6 +119,10 @@ impl Encoder {
         for block in &self.blocks {
             x = block.forward(&x, pass)?;
         }
+        Ok(x)
+    }
+
+    fn norm_of(&self, x: Tensor, pass: Pass) -> Result<Tensor> {
         let x = self.norm.forward(&x)?;
         pass.see("norm", "", &x);
         Ok(x)

@@ -41,17 +41,10 @@ impl Init {
                 (0..n).map(|_| rng.uniform(-bound, bound) as f32).collect()
             }
             Init::Normal { std } => (0..n)
-                .map(|_| (std * standard_normal(&mut rng)) as f32)
+                .map(|_| (std * rng.standard_normal()) as f32)
                 .collect(),
         }
     }
-}
-
-/// One standard normal value from two uniform ones (Box and Muller; the sine half is not used, which keeps value k a
-/// function of draws 2k and 2k + 1).
-fn standard_normal(rng: &mut SampleRng) -> f64 {
-    let radius = (-2.0 * (1.0 - rng.unit_f64()).ln()).sqrt();
-    radius * (std::f64::consts::TAU * rng.unit_f64()).cos()
 }
 
 /// 64-bit FNV-1a hash of the text's bytes: a stable number for a name.

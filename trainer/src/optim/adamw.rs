@@ -41,6 +41,7 @@ pub struct AdamW {
 #[derive(Debug)]
 struct Slot {
     name: String,
+    lr_scale: f64,
     weight_decay: f64,
     var: Var,
     moments: Moments,
@@ -77,6 +78,7 @@ impl AdamW {
                 let moments = Moments::zeros(&var)?;
                 slots.push(Slot {
                     name,
+                    lr_scale: group.lr_scale,
                     weight_decay: group.weight_decay,
                     var,
                     moments,
@@ -90,7 +92,7 @@ impl AdamW {
         })
     }
 
-    /// Updates every parameter that has a gradient with learning rate `lr`.
+    /// Updates every parameter that has a gradient with learning rate `lr` times its group's scale.
     pub fn step(&mut self, grads: &Gradients, lr: f64) -> Result<()> {
         self.steps += 1;
         let by_name: std::collections::HashMap<&str, &Tensor> = grads
@@ -101,6 +103,7 @@ impl AdamW {
             let Some(grad) = by_name.get(slot.name.as_str()) else {
                 continue;
             };
+            let lr = lr * slot.lr_scale;
             let coefficients = Coefficients::new(&self.options, self.steps, lr, slot.weight_decay);
             slot.moments.update(&slot.var, grad, &coefficients)?;
         }

@@ -1,4 +1,4 @@
-//! Optimisation: which parameters decay, gradients and their norm, AdamW, the learning rate of a step.
+//! Optimisation: which parameters decay, gradients and their norm, AdamW and LARS, the learning rate of a step.
 //!
 //! Everything here is deterministic on the CPU for any number of threads: element-wise work is split
 //! freely, sums are taken over chunks of a fixed size in a fixed order.
@@ -7,11 +7,13 @@ pub mod adamw;
 pub mod clip;
 pub mod ema;
 pub mod gradients;
+pub mod lars;
 pub mod param_groups;
 pub mod schedule;
 
 pub use adamw::{AdamW, AdamWOptions};
 pub use ema::Ema;
 pub use gradients::Gradients;
-pub use param_groups::{ParamGroup, param_groups};
+pub use lars::Lars;
+pub use param_groups::{ParamGroup, layer_groups, param_groups};
 pub use schedule::{LrOrder, Place, Schedule};

@@ -12,7 +12,7 @@ const LOCK_FILE: &str = ".lock";
 ///
 /// # Errors
 /// [`Error::RunBusy`] if another process holds it.
-pub(super) fn lock(run_dir: &Path) -> Result<File> {
+pub(crate) fn lock(run_dir: &Path) -> Result<File> {
     fs::create_dir_all(run_dir).map_err(Error::io(run_dir))?;
     let path = run_dir.join(LOCK_FILE);
     let file = File::create(&path).map_err(Error::io(&path))?;

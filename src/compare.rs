@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use pipeline::Stop;
+use pipeline::convert::Part;
 use serde::Serialize;
 use trainer::compare::config::{CompareConfig, Synthetic};
 use trainer::compare::report::{PAGE_FILE, Report};
@@ -31,9 +32,9 @@ pub struct Args {
     /// Make only the run at this place in the list, from 0 on.
     #[arg(long, value_name = "I", conflicts_with = "part")]
     run: Option<usize>,
-    /// Make only every N-th run from the I-th on, I from 0.
-    #[arg(long, value_name = "I/N", value_parser = parse_part)]
-    part: Option<(usize, usize)>,
+    /// Make only part I of N of the runs. In a Slurm array or a Kubernetes indexed job it is read from there.
+    #[arg(long, value_name = "I/N")]
+    part: Option<Part>,
     /// List the runs and end.
     #[arg(long)]
     list: bool,
@@ -84,8 +85,8 @@ pub fn run(args: Args, out: &Output) -> Result<ExitCode> {
         .unwrap_or_else(|| Path::new("runs/compare").join(&config.name));
     let which = match (args.run, args.part) {
         (Some(index), _) => Which::One(index),
-        (None, Some((index, of))) => Which::Part { index, of },
-        (None, None) => Which::All,
+        (None, Some(part)) => Which::Part(part),
+        (None, None) => Part::from_env()?.map_or(Which::All, Which::Part),
     };
     let stop = signals::stop_on_signal(out)?;
     if !make(&config, &dir, which, &stop, out)? {
@@ -115,10 +116,18 @@ pub fn make(
     let mut bar: Option<TrainBar> = None;
     let complete = run::run(config, dir, which, stop, &mut |event| match event {
         CompareEvent::Complete(run) => {
-            out.say(format!("run {} of {n_runs}: {} is complete", run.index + 1, run.config.name));
+            out.say(format!(
+                "run {} of {n_runs}: {} is complete",
+                run.index + 1,
+                run.config.name
+            ));
         }
         CompareEvent::Begins(run) => {
-            out.say(format!("run {} of {n_runs}: {}", run.index + 1, run.config.name));
+            out.say(format!(
+                "run {} of {n_runs}: {}",
+                run.index + 1,
+                run.config.name
+            ));
             bar = Some(TrainBar::new(out));
         }
         CompareEvent::Run(event) => {
@@ -167,13 +176,4 @@ fn list(config: &CompareConfig, out: &Output) -> Result<ExitCode> {
         lines.collect::<Vec<_>>().join("\n")
     })?;
     Ok(ExitCode::SUCCESS)
-}
-
-fn parse_part(text: &str) -> Result<(usize, usize), String> {
-    let parsed = text
-        .split_once('/')
-        .and_then(|(index, of)| Some((index.parse().ok()?, of.parse().ok()?)));
-    parsed
-        .filter(|(index, of)| index < of)
-        .ok_or_else(|| format!("{text:?}, expected I/N with I less than N, such as 0/4"))
 }

@@ -24,7 +24,10 @@ pub fn raw(dir: &Path, train: &SynthOptions, sequences: &SynthOptions, out: &Out
     if dir.is_dir() {
         return Ok(());
     }
-    out.say(format!("making pictures, clips and masks in {}", dir.display()));
+    out.say(format!(
+        "making pictures, clips and masks in {}",
+        dir.display()
+    ));
     let partial = dir.with_extension("partial");
     if partial.exists() {
         fs::remove_dir_all(&partial).with_context(|| format!("removing {}", partial.display()))?;
@@ -47,7 +50,9 @@ pub fn shards(raw: &Path, shards: &Path, stop: &Stop, out: &Output) -> Result<()
         out.say(format!("converting {} to {dst_name}", src.display()));
         let bar = ConvertBar::new(out);
         match source {
-            "images" => convert::imagenet(&src, &dst_name, &ImagenetOptions::default(), &bar, stop)?,
+            "images" => {
+                convert::imagenet(&src, &dst_name, &ImagenetOptions::default(), &bar, stop)?
+            }
             _ => convert::kinetics(&src, &dst_name, &KineticsOptions::default(), &bar, stop)?,
         };
         bar.finish();

@@ -4,11 +4,13 @@
 //! failed or was stopped or is partial, 2 the command was wrong.
 
 mod bench;
+mod compare;
 mod convert;
 mod demo;
 mod eval;
 mod exchange;
 mod inspect;
+mod made;
 mod order;
 mod output;
 mod plan;
@@ -64,6 +66,8 @@ enum Verb {
     /// Score a trained encoder as the papers do.
     #[command(subcommand)]
     Eval(eval::Command),
+    /// Train several methods alike, evaluate them, and report which is better and whether that is chance.
+    Compare(compare::Args),
     /// Turn another program's checkpoint into one of ours.
     Import(exchange::ImportArgs),
     /// Turn a checkpoint into files for timm, PyTorch or Hugging Face.
@@ -84,6 +88,7 @@ fn main() -> ExitCode {
         Verb::Bench(command) => bench::run(command, &out),
         Verb::Train(args) => train::run(args, &out),
         Verb::Eval(command) => eval::run(command, &out),
+        Verb::Compare(args) => compare::run(args, &out),
         Verb::Import(args) => exchange::import(args, &out),
         Verb::Export(args) => exchange::export(args, &out),
         Verb::Demo(args) => demo::run(args, &out),

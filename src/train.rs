@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use pipeline::Stop;
+use trainer::eval::during::{self, Event, Score};
 use trainer::exchange::IMPORT_FILE;
 use trainer::{Progress, Summary, TrainConfig};
 
@@ -56,26 +57,74 @@ pub fn run(args: Args, out: &Output) -> Result<ExitCode> {
     })
 }
 
-/// Trains with a progress bar; also used by the demo.
+/// Trains, and evaluates where the config says so, with a progress bar; also used by the demo.
 pub fn train(config: &TrainConfig, dir: &Path, stop: &Stop, out: &Output) -> Result<Summary> {
-    let bar = Bar::new(out, "training", "steps");
-    let summary = trainer::train(config, dir, stop, &mut |event| match event {
-        Progress::Note(text) => bar.say(text),
-        Progress::Warning(text) => bar.say(&format!("warning: {text}")),
-        Progress::Saved(path) => bar.say(&format!("saved {}", path.display())),
-        Progress::Step(step) => {
-            bar.set_total(step.last_step);
-            bar.set_done(step.step);
-            let stage = step.bottleneck.filter(|&name| name != "consumer");
-            let held_up_by = stage.map_or_else(String::new, |name| format!(" (held up by {name})"));
-            bar.note(format!(
-                "loss {:.4}  lr {:.2e}  {:.1} pairs/s  waiting for data {:.0} %{held_up_by}",
-                step.loss, step.lr, step.pairs_per_s, step.data_wait_pct
-            ));
-        }
-    });
-    bar.finish();
+    let bar = TrainBar::new(out);
+    let summary = if config.eval.is_on() {
+        during::train(config, dir, stop, &mut |event| bar.see(&event)).map(|run| run.training)
+    } else {
+        trainer::train(config, dir, stop, &mut |event| bar.training(event))
+    };
     Ok(summary?)
+}
+
+/// What a run tells, as a progress bar and lines above it.
+pub struct TrainBar(Bar);
+
+impl TrainBar {
+    pub fn new(out: &Output) -> Self {
+        Self(Bar::new(out, "training", "steps"))
+    }
+
+    /// In a run with evaluations.
+    pub fn see(&self, event: &Event) {
+        match event {
+            Event::Training(event) => self.training(event),
+            Event::Evaluating(protocol, step) => {
+                self.0.note(format!("{protocol} after step {step}"));
+            }
+            Event::Evaluated(score) => self.0.say(&describe_score(score)),
+        }
+    }
+
+    fn training(&self, event: &Progress) {
+        let bar = &self.0;
+        match event {
+            Progress::Note(text) => bar.say(text),
+            Progress::Warning(text) => bar.say(&format!("warning: {text}")),
+            Progress::Saved(path) => bar.say(&format!("saved {}", path.display())),
+            Progress::Step(step) => {
+                bar.set_total(step.last_step);
+                bar.set_done(step.step);
+                let stage = step.bottleneck.filter(|&name| name != "consumer");
+                let held_up_by =
+                    stage.map_or_else(String::new, |name| format!(" (held up by {name})"));
+                bar.note(format!(
+                    "loss {:.4}  lr {:.2e}  {:.1} pairs/s  waiting for data {:.0} %{held_up_by}",
+                    step.loss, step.lr, step.pairs_per_s, step.data_wait_pct
+                ));
+            }
+        }
+    }
+}
+
+impl Drop for TrainBar {
+    fn drop(&mut self) {
+        self.0.finish();
+    }
+}
+
+fn describe_score(score: &Score) -> String {
+    let numbers = score
+        .numbers
+        .iter()
+        .map(|(name, value)| format!("{name} {value:.1}"));
+    format!(
+        "{} after step {}: {}",
+        score.protocol,
+        score.step,
+        numbers.collect::<Vec<_>>().join(", ")
+    )
 }
 
 fn describe(summary: &Summary) -> String {

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::device;
 use crate::error::{Error, Result};
+use crate::eval::during::EvalConfig;
 use crate::models::{ModelConfig, ModelKind};
 use crate::optim::schedule::{LrOrder, Schedule, scaled_lr, warmup_epochs};
 
@@ -48,6 +49,9 @@ pub struct TrainConfig {
     pub optim: OptimConfig,
     /// What is written down on the way, and when.
     pub run: RunConfig,
+    /// What is evaluated on the way, and when.
+    #[serde(skip_serializing_if = "EvalConfig::is_default")]
+    pub eval: EvalConfig,
 }
 
 impl Default for TrainConfig {
@@ -62,6 +66,7 @@ impl Default for TrainConfig {
             model: ModelConfig::default(),
             optim: OptimConfig::default(),
             run: RunConfig::default(),
+            eval: EvalConfig::default(),
         }
     }
 }
@@ -251,6 +256,7 @@ impl TrainConfig {
         self.model.resolved(self.data.size as usize)?;
         self.optim.validate()?;
         self.run.validate()?;
+        self.eval.validate()?;
         let (kind, views) = (self.model.kind, self.data.views);
         let (fits, expected) = match kind {
             ModelKind::Siamese => (

@@ -10,7 +10,7 @@ mod progress;
 mod watch;
 
 pub use pipeline::Stop;
-pub use progress::{Progress, StepReport, Summary};
+pub use progress::{DataCost, Progress, StepReport, Summary};
 
 use std::fs;
 use std::path::Path;
@@ -280,6 +280,7 @@ pub fn train_from(
         last_loss: losses.last_mean(),
         pairs_per_s: clock.session().pairs_per_s(),
         data_wait_pct: clock.session().data_wait_pct(),
+        data: DataCost::of(&loader.stats(), config.data.views),
         peak_memory_bytes: process::peak_memory_bytes(),
         bad_samples: loader
             .stats()

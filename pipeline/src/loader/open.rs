@@ -11,6 +11,7 @@ use crate::loader::mix::Mix;
 use crate::loader::order::Order;
 use crate::loader::select::{Selected, select};
 use crate::loader::source::Source;
+use crate::loader::state::{Batching, Rank};
 
 /// Opens the sets of `config`, with what is selected of them, as one source.
 ///
@@ -54,6 +55,16 @@ pub fn order(source: &dyn Source, config: &DataConfig, seed: u64) -> Result<Orde
             ),
         }
     })
+}
+
+/// Whole batches in a pass over the data of `config`, without reading a sample.
+///
+/// # Errors
+/// As [`source`] and [`order`]; [`Error::Invalid`] if the data does not fill a batch.
+pub fn batches_per_epoch(config: &DataConfig) -> Result<u64> {
+    let n_positions = order(source(config)?.as_ref(), config, 0)?.n_positions();
+    let batching = Batching::new(n_positions, config.batch_size as u64, Rank::SINGLE)?;
+    Ok(batching.batches_per_epoch())
 }
 
 fn open(store: Store, source: &SourceConfig) -> Result<Arc<dyn Source>> {

@@ -1,6 +1,6 @@
 //! Many runs, one report: do we need video, or are images enough?
 //!
-//! [`config`] says what is compared and cuts it into runs; [`cost`] counts their arithmetic; [`record`] is what a run leaves
+//! [`config`] says what is compared and cuts it into runs; [`run`] makes them; [`cost`] counts their arithmetic; [`record`] is what a run leaves
 //! behind; [`report`] makes tables, charts and a page of the records; [`stats`] says what a few seeds can show;
 //! [`published`] is what the papers report.
 //!
@@ -12,6 +12,7 @@ pub mod cost;
 pub mod published;
 pub mod record;
 pub mod report;
+pub mod run;
 pub mod stats;
 
 /// The comparison itself in its folder, as it was run.

@@ -1,16 +1,17 @@
 //! What one run of a comparison leaves behind: `record.json` beside the run's own files, enough for a report anywhere.
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::cost::ForwardCost;
 use crate::config::TrainConfig;
 use crate::error::{Error, Result};
+use crate::eval::during::Score;
 use crate::files;
 use crate::metrics::MetricsLine;
+use crate::train::DataCost;
 
 /// A run's record in its folder.
 pub const RECORD_FILE: &str = "record.json";
@@ -70,32 +71,6 @@ impl Machine {
             threads: std::thread::available_parallelism().map_or(1, usize::from),
         }
     }
-}
-
-/// What the data path did for a pair, on average over the last session of the run.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-pub struct DataCost {
-    /// Pictures decoded.
-    pub pictures_per_pair: f64,
-    /// Encoded bytes read.
-    pub bytes_per_pair: f64,
-    /// Milliseconds of one core for decoding.
-    pub decode_ms_per_pair: f64,
-    /// Milliseconds of one core for cutting and resizing views.
-    pub views_ms_per_pair: f64,
-}
-
-/// One evaluation of a run.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Score {
-    /// Optimizer steps made before it.
-    pub step: u64,
-    /// The protocol: `davis`, `vip`, `jhmdb`, `knn`, ...
-    pub protocol: String,
-    /// Its numbers by name, such as `jf_mean`.
-    pub numbers: BTreeMap<String, f64>,
-    /// The evaluation's folder, below the run's.
-    pub dir: PathBuf,
 }
 
 impl Record {
@@ -204,6 +179,9 @@ pub fn at_step(course: &[Progress], step: u64) -> Progress {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+    use std::path::PathBuf;
+
     use super::*;
 
     fn line(step: u64, pairs_per_s: f64) -> MetricsLine {

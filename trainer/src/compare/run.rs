@@ -5,6 +5,7 @@ use std::path::Path;
 
 use candle_core::DType;
 use pipeline::Stop;
+use pipeline::convert::Part;
 
 use super::COMPARE_FILE;
 use super::config::{CompareConfig, RunSpec};
@@ -34,13 +35,8 @@ pub enum Which {
     All,
     /// The one at this place in the list.
     One(usize),
-    /// Every `of`-th one from `index` on.
-    Part {
-        /// From 0.
-        index: usize,
-        /// At least 1.
-        of: usize,
-    },
+    /// Those of one machine out of several.
+    Part(Part),
 }
 
 impl Which {
@@ -48,7 +44,7 @@ impl Which {
         match self {
             Which::All => true,
             Which::One(index) => run.index == index,
-            Which::Part { index, of } => run.index % of.max(1) == index,
+            Which::Part(part) => part.has(run.index as u64),
         }
     }
 }
@@ -168,7 +164,10 @@ fn in_time(
     let path = dir.join(MEASURED_FILE);
     let steps = match fs::read_to_string(&path) {
         Ok(text) => text.trim().parse().map_err(|_| {
-            Error::Config(format!("{}: {text:?}, expected a number of steps", path.display()))
+            Error::Config(format!(
+                "{}: {text:?}, expected a number of steps",
+                path.display()
+            ))
         })?,
         Err(_) => {
             let Some(rate) = measure(&train_config, &dir.join("measure"), stop)? else {

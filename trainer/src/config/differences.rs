@@ -7,11 +7,12 @@ use crate::error::{Error, Result};
 
 /// Keys, or tables, that may change between a checkpoint and its resumption without a word: they change what is
 /// written down and how fast data comes, not what is computed.
-const FREE: [&str; 9] = [
+const FREE: [&str; 10] = [
     "name",
     "paper",
     "device",
     "run",
+    "eval",
     "data.threads",
     "data.pin",
     "data.io_threads",

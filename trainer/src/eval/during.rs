@@ -4,19 +4,23 @@
 //! last bit, and a kill costs no evaluation that was finished.
 
 use std::collections::BTreeMap;
-use std::fs::{self, OpenOptions};
-use std::io::Write;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use pipeline::Stop;
-use pipeline::loader::{Loader, LoaderState, Rank};
+use pipeline::loader::open;
 use serde::{Deserialize, Serialize};
 
 use super::encoder::{CheckpointId, FrozenEncoder};
+use super::knn::{self, KnnSettings};
+use super::labelled::LabelledData;
+use super::probe::{self, ProbeSettings};
+use super::results::RESULTS_FILE;
 use crate::config::TrainConfig;
 use crate::device;
 use crate::error::{Error, Result};
 use crate::exchange::ReadOptions;
+use crate::models::Pool;
 use crate::train::{self, Progress, Summary};
 
 /// One line an evaluation, in the run folder.
@@ -39,6 +43,47 @@ pub struct EvalConfig {
     pub times: Option<u64>,
     /// Whether pictures are drawn too: masks over frames, features as colours, attention.
     pub pictures: bool,
+    /// The nearest neighbours' classes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub knn: Option<Pictures>,
+    /// A linear classifier, the fast variant.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub probe: Option<Pictures>,
+}
+
+/// Labelled pictures: a shard set with two splits.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pictures {
+    /// Folder or URL of the set.
+    pub data: String,
+    /// Split that is learned from.
+    #[serde(default = "train_split")]
+    pub train_split: String,
+    /// Split that is scored.
+    #[serde(default = "val_split")]
+    pub val_split: String,
+}
+
+fn train_split() -> String {
+    "train".to_string()
+}
+
+fn val_split() -> String {
+    "val".to_string()
+}
+
+impl Pictures {
+    fn labelled(&self) -> LabelledData {
+        LabelledData {
+            train: self.data.clone(),
+            train_split: self.train_split.clone(),
+            val: self.data.clone(),
+            val_split: self.val_split.clone(),
+            n_classes: None,
+            threads: 0,
+        }
+    }
 }
 
 /// One evaluation of a run.
@@ -80,12 +125,33 @@ impl EvalConfig {
         !self.protocols().is_empty()
     }
 
+    /// Whether nothing was said.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Names of what is evaluated, in order.
+    fn protocols(&self) -> Vec<&'static str> {
+        let all = [("knn", self.knn.is_some()), ("probe", self.probe.is_some())];
+        all.into_iter()
+            .filter(|(_, is_on)| *is_on)
+            .map(|(name, _)| name)
+            .collect()
+    }
+
+    /// Whether all of it was evaluated after this step.
+    fn is_done(&self, done: &[Score], step: u64) -> bool {
+        self.protocols().iter().all(|name| has(done, name, step))
+    }
+
     /// # Errors
     /// [`Error::Config`] naming a value and what was expected.
     pub fn validate(&self) -> Result<()> {
         for (name, count) in [("every_steps", self.every_steps), ("times", self.times)] {
             if count == Some(0) {
-                return Err(Error::Config(format!("eval.{name} is 0, expected at least 1")));
+                return Err(Error::Config(format!(
+                    "eval.{name} is 0, expected at least 1"
+                )));
             }
         }
         Ok(())
@@ -98,7 +164,11 @@ impl EvalConfig {
             due.extend((1..times).map(|i| (total_steps * i).div_ceil(times)));
         } else {
             if let Some(every) = self.every_steps {
-                due.extend((1..).map(|i| i * every).take_while(|&step| step < total_steps));
+                due.extend(
+                    (1..)
+                        .map(|i| i * every)
+                        .take_while(|&step| step < total_steps),
+                );
             }
             if self.every_epochs > 0 {
                 let batches = self.every_epochs * batches_per_epoch;
@@ -125,9 +195,7 @@ pub fn train(
     see: &mut dyn FnMut(Event),
 ) -> Result<Evaluated> {
     let config = config.resolved()?;
-    let loader = Loader::new(&config.data, config.seed, Rank::SINGLE, LoaderState::default())?;
-    let batches_per_epoch = loader.batches_per_epoch();
-    drop(loader);
+    let batches_per_epoch = open::batches_per_epoch(&config.data)?;
     let optim = &config.optim;
     let total_steps = optim.total_steps(batches_per_epoch)?;
     let due = config
@@ -156,8 +224,95 @@ pub fn train(
         }
     }
     let training = training.ok_or_else(|| Error::Config("a run has no steps".to_string()))?;
-    let complete = training.steps == total_steps && config.eval.is_done(&scores(run_dir)?, total_steps);
+    let complete =
+        training.steps == total_steps && config.eval.is_done(&scores(run_dir)?, total_steps);
     Ok(Evaluated { training, complete })
+}
+
+/// Evaluates an encoder by everything that `config` asks for and that is not there yet, below `run_dir`.
+///
+/// # Errors
+/// [`Error::Stopped`]; whatever an evaluation meets.
+pub fn evaluate(
+    config: &EvalConfig,
+    encoder: &FrozenEncoder,
+    id: &CheckpointId,
+    step: u64,
+    run_dir: &Path,
+    stop: &Stop,
+    see: &mut dyn FnMut(Event),
+) -> Result<()> {
+    for name in config.protocols() {
+        if has(&scores(run_dir)?, name, step) {
+            continue;
+        }
+        see(Event::Evaluating(name, step));
+        let dir = Path::new(EVALUATIONS_DIR).join(format!("{name}-{step:08}"));
+        let into = run_dir.join(&dir);
+        fs::create_dir_all(&into).map_err(Error::io(&into))?;
+        let numbers = match (name, &config.knn, &config.probe) {
+            ("knn", Some(pictures), _) => knn(pictures, encoder, id, &into, stop)?,
+            (_, _, Some(pictures)) => probe(pictures, encoder, id, &into, stop)?,
+            _ => continue,
+        };
+        let score = Score {
+            step,
+            protocol: name.to_string(),
+            numbers: numbers
+                .into_iter()
+                .map(|(name, value)| (name.to_string(), value))
+                .collect(),
+            dir,
+        };
+        append(run_dir, &score)?;
+        see(Event::Evaluated(&score));
+    }
+    Ok(())
+}
+
+type Numbers = Vec<(&'static str, f64)>;
+
+fn knn(
+    pictures: &Pictures,
+    encoder: &FrozenEncoder,
+    id: &CheckpointId,
+    into: &Path,
+    stop: &Stop,
+) -> Result<Numbers> {
+    let data = pictures.labelled();
+    let [train, _] = data.open()?;
+    let settings = KnnSettings {
+        data,
+        pool: Pool::Cls,
+        ks: knn::paper_ks(train.n_samples()),
+        temperature: 0.07,
+    };
+    let results = knn::knn(&settings, encoder, id.clone(), stop, &mut |_| {})?;
+    results.write(&into.join(RESULTS_FILE))?;
+    let best = results.scores.by_k.values().map(|a| a.top1.percent);
+    Ok(vec![("top1", best.fold(0.0, f64::max))])
+}
+
+fn probe(
+    pictures: &Pictures,
+    encoder: &FrozenEncoder,
+    id: &CheckpointId,
+    into: &Path,
+    stop: &Stop,
+) -> Result<Numbers> {
+    let settings = ProbeSettings::fast(pictures.labelled());
+    let results = probe::probe(&settings, encoder, id.clone(), into, stop, &mut |_| {})?;
+    results.write(&into.join(RESULTS_FILE))?;
+    let accuracy = results.scores.val;
+    Ok(vec![
+        ("top1", accuracy.top1.percent),
+        ("top5", accuracy.top5.percent),
+    ])
+}
+
+fn has(done: &[Score], protocol: &str, step: u64) -> bool {
+    done.iter()
+        .any(|score| score.step == step && score.protocol == protocol)
 }
 
 /// Reads what was evaluated, in the order it was.
@@ -172,7 +327,9 @@ pub fn scores(run_dir: &Path) -> Result<Vec<Score>> {
         Err(error) => return Err(Error::io(&path)(error)),
     };
     // A last line that a kill cut short belongs to an evaluation that is made again.
-    let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+    let whole = text
+        .split_inclusive('\n')
+        .filter(|line| line.ends_with('\n'));
     whole
         .map(|line| {
             serde_json::from_str(line).map_err(|source| Error::Json {
@@ -195,4 +352,64 @@ fn append(run_dir: &Path, score: &Score) -> Result<()> {
         lines.push('\n');
     }
     crate::files::replace(&path, lines.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn evaluations_fall_due_by_epochs_steps_or_times_and_at_the_end() {
+        let due = |config: EvalConfig| config.due(25, 4, 2);
+        assert_eq!(due(EvalConfig::default()), [25]);
+        let by_steps = EvalConfig {
+            every_steps: Some(10),
+            ..EvalConfig::default()
+        };
+        assert_eq!(due(by_steps.clone()), [10, 20, 25]);
+        let by_both = EvalConfig {
+            every_epochs: 3,
+            ..by_steps
+        };
+        assert_eq!(due(by_both), [6, 10, 12, 18, 20, 24, 25]);
+        let by_times = |times| EvalConfig {
+            times: Some(times),
+            ..EvalConfig::default()
+        };
+        assert_eq!(due(by_times(4)), [7, 13, 19, 25]);
+        assert_eq!(due(by_times(1)), [25]);
+        assert_eq!(due(by_times(100)), (1..=25).collect::<Vec<_>>());
+        for (config, named) in [
+            (by_times(0), "eval.times"),
+            (
+                EvalConfig {
+                    every_steps: Some(0),
+                    ..EvalConfig::default()
+                },
+                "eval.every_steps",
+            ),
+        ] {
+            assert!(config.validate().unwrap_err().to_string().contains(named));
+        }
+    }
+
+    #[test]
+    fn a_score_cut_short_by_a_kill_is_made_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let score = |step| Score {
+            step,
+            protocol: "knn".to_string(),
+            numbers: BTreeMap::from([("top1".to_string(), 1.0 / 3.0)]),
+            dir: PathBuf::from("eval/knn"),
+        };
+        append(dir.path(), &score(3)).unwrap();
+        let path = dir.path().join(EVALUATIONS_FILE);
+        let whole = fs::read_to_string(&path).unwrap();
+        fs::write(&path, format!("{whole}{{\"step\":6,")).unwrap();
+        assert_eq!(scores(dir.path()).unwrap(), [score(3)]);
+        append(dir.path(), &score(6)).unwrap();
+        let known = scores(dir.path()).unwrap();
+        assert_eq!(known, [score(3), score(6)]);
+        assert!(has(&known, "knn", 6) && !has(&known, "davis", 6));
+    }
 }

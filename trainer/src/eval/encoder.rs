@@ -90,6 +90,31 @@ impl FrozenEncoder {
         })
     }
 
+    /// The encoder of a model as its parameters stand.
+    ///
+    /// # Errors
+    /// As [`FrozenEncoder::new`].
+    pub fn of_params(
+        model: &ModelConfig,
+        params: &Params,
+        device: &Device,
+    ) -> Result<(FrozenEncoder, CheckpointId)> {
+        let encoder = params
+            .iter()
+            .filter(|param| exchange::is_encoder(&param.name))
+            .map(|param| (param.name.clone(), param.var.as_tensor().clone()))
+            .collect();
+        let id = CheckpointId {
+            path: "parameters in memory".to_owned(),
+            weights_sha256: weights_sha256(&encoder)?,
+            epoch: None,
+            step: None,
+            encoder: describe(&model.sizes()),
+            notes: Vec::new(),
+        };
+        Ok((FrozenEncoder::new(model, &encoder, device)?, id))
+    }
+
     /// The sizes it was trained with.
     pub fn sizes(&self) -> &Sizes {
         &self.sizes
@@ -137,6 +162,13 @@ pub fn read(path: &Path, options: &ReadOptions) -> Result<(exchange::Read, Check
         notes: read.notes.clone(),
     };
     Ok((read, id))
+}
+
+fn describe(sizes: &Sizes) -> String {
+    format!(
+        "width {}, depth {}, heads {}, patches of {}, trained at {}",
+        sizes.embed_dim, sizes.depth, sizes.num_heads, sizes.patch_size, sizes.img_size
+    )
 }
 
 /// SHA-256 over name, shape and little-endian values of every tensor, in order of the names.

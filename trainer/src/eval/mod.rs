@@ -8,6 +8,7 @@
 //! latter two, and `saved` what it goes on from. Protocols are in `docs/evaluations.md`.
 
 pub mod accuracy;
+pub mod during;
 pub mod encoder;
 pub mod erasing;
 pub mod finetune;
@@ -17,4 +18,5 @@ pub mod mixing;
 pub mod probe;
 pub mod results;
 mod saved;
+pub mod show;
 pub mod supervised;

@@ -30,7 +30,11 @@ pub fn principal_colours(features: &[f32], width: usize) -> Vec<[u8; 3]> {
     }
     let centred: Vec<f64> = features
         .chunks_exact(width)
-        .flat_map(|row| row.iter().zip(&mean).map(|(&value, mean)| f64::from(value) - mean))
+        .flat_map(|row| {
+            row.iter()
+                .zip(&mean)
+                .map(|(&value, mean)| f64::from(value) - mean)
+        })
         .collect();
     let components = principal_components(&centred, width);
     let mut colours = vec![[0u8; 3]; n];
@@ -59,7 +63,11 @@ fn principal_components(centred: &[f64], width: usize) -> Vec<Vec<f64>> {
     let n_components = width.min(3);
     // Any start will do that is not orthogonal to an answer; this one has all directions in it.
     let mut components: Vec<Vec<f64>> = (0..n_components)
-        .map(|i| (0..width).map(|j| 1.0 + ((i + 1) * (j + 1) * 7 % 11) as f64).collect())
+        .map(|i| {
+            (0..width)
+                .map(|j| 1.0 + ((i + 1) * (j + 1) * 7 % 11) as f64)
+                .collect()
+        })
         .collect();
     for _ in 0..ROUNDS {
         for i in 0..n_components {
@@ -82,7 +90,11 @@ fn principal_components(centred: &[f64], width: usize) -> Vec<Vec<f64>> {
     }
     for component in &mut components {
         let largest = component.iter().copied().fold(0.0, |largest: f64, value| {
-            if value.abs() > largest.abs() { value } else { largest }
+            if value.abs() > largest.abs() {
+                value
+            } else {
+                largest
+            }
         });
         if largest < 0.0 {
             component.iter_mut().for_each(|value| *value = -*value);
@@ -101,7 +113,11 @@ fn levels(values: &[f64]) -> Vec<u8> {
     sorted.sort_by(f64::total_cmp);
     let cut = (TAIL * sorted.len() as f64) as usize;
     let (low, high) = (sorted[cut], sorted[sorted.len() - 1 - cut]);
-    let scale = if high > low { 255.0 / (high - low) } else { 0.0 };
+    let scale = if high > low {
+        255.0 / (high - low)
+    } else {
+        0.0
+    };
     values
         .iter()
         .map(|value| ((value - low) * scale).round().clamp(0.0, 255.0) as u8)
@@ -114,10 +130,18 @@ pub fn heat(weights: &[f32]) -> Vec<[u8; 3]> {
     let scale = if largest > 0.0 { 255.0 / largest } else { 0.0 };
     // Dark blue, through red, to pale yellow: brightness rises throughout, so that it survives grey printing.
     let colour = |level: f32| {
-        let ramp = |from: f32, to: f32| (((level - from) / (to - from)).clamp(0.0, 1.0) * 255.0) as u8;
-        [ramp(0.0, 140.0), ramp(90.0, 230.0), ramp(170.0, 300.0).max(ramp(0.0, 900.0))]
+        let ramp =
+            |from: f32, to: f32| (((level - from) / (to - from)).clamp(0.0, 1.0) * 255.0) as u8;
+        [
+            ramp(0.0, 140.0),
+            ramp(90.0, 230.0),
+            ramp(170.0, 300.0).max(ramp(0.0, 900.0)),
+        ]
     };
-    weights.iter().map(|&weight| colour(weight * scale)).collect()
+    weights
+        .iter()
+        .map(|&weight| colour(weight * scale))
+        .collect()
 }
 
 /// A picture of `columns` by N / `columns` squares of `cell` pixels.
@@ -125,7 +149,11 @@ pub fn mosaic(colours: &[[u8; 3]], columns: usize, cell: usize) -> Rgb8Image {
     let rows = colours.len() / columns.max(1);
     let mut picture = Rgb8Image::new((columns * cell) as u32, (rows * cell) as u32);
     let width = columns * cell;
-    for (y, line) in picture.data.chunks_exact_mut((width * 3).max(1)).enumerate() {
+    for (y, line) in picture
+        .data
+        .chunks_exact_mut((width * 3).max(1))
+        .enumerate()
+    {
         for (x, pixel) in line.as_chunks_mut::<3>().0.iter_mut().enumerate() {
             *pixel = colours[y / cell * columns + x / cell];
         }
@@ -188,9 +216,15 @@ mod tests {
         assert_eq!(colours.len(), 100);
         assert!(colours.iter().any(|c| c[0] == 0) && colours.iter().any(|c| c[0] == 255));
         // A shift and a scale change nothing that is seen.
-        features.iter_mut().for_each(|value| *value = *value * 2.0 + 1.0);
+        features
+            .iter_mut()
+            .for_each(|value| *value = *value * 2.0 + 1.0);
         assert!(principal_colours(&features, 5) == colours);
-        assert!(principal_colours(&[1.0; 50], 5).iter().all(|&c| c == [0; 3]));
+        assert!(
+            principal_colours(&[1.0; 50], 5)
+                .iter()
+                .all(|&c| c == [0; 3])
+        );
         assert!(principal_colours(&[], 5).is_empty());
         assert_eq!(principal_colours(&[1.0, 2.0], 1).len(), 2);
     }
@@ -199,7 +233,11 @@ mod tests {
     fn more_weight_is_brighter() {
         let brightness = |c: [u8; 3]| c.iter().map(|&v| u32::from(v)).sum::<u32>();
         let shown = heat(&[0.0, 0.1, 0.2, 0.4, 0.8]);
-        assert!(shown.windows(2).all(|pair| brightness(pair[0]) < brightness(pair[1])));
+        assert!(
+            shown
+                .windows(2)
+                .all(|pair| brightness(pair[0]) < brightness(pair[1]))
+        );
         assert_eq!(heat(&[0.0, 0.0]), [[0; 3]; 2]);
     }
 

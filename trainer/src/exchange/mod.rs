@@ -39,6 +39,7 @@ pub use foreign::Format;
 pub use import::{ImportOptions, Imported, import};
 pub use moments::OptimizerState;
 pub use names::Tensors;
+pub(crate) use names::is_encoder;
 pub use read::{Read, ReadOptions, read};
 pub use start::start_from;
 

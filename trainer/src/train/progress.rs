@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use pipeline::config::ViewsKind;
+use pipeline::loader::LoaderStats;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -64,6 +66,9 @@ pub struct Summary {
     pub pairs_per_s: f64,
     /// Share of that time spent waiting for data, in percent.
     pub data_wait_pct: f64,
+    /// What a pair took of the data path in this session; absent before the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<DataCost>,
     /// Most memory that the process ever held, in bytes; absent where the system does not tell.
     pub peak_memory_bytes: Option<u64>,
     /// Samples that were replaced in this session, each with its reason.
@@ -72,6 +77,38 @@ pub struct Summary {
     pub run_dir: PathBuf,
     /// The newest checkpoint.
     pub checkpoint: Option<PathBuf>,
+}
+
+/// What the data path did for a pair, on average.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct DataCost {
+    /// Pictures decoded.
+    pub pictures_per_pair: f64,
+    /// Encoded bytes read.
+    pub bytes_per_pair: f64,
+    /// Milliseconds of one core for decoding.
+    pub decode_ms_per_pair: f64,
+    /// Milliseconds of one core for cutting and resizing views.
+    pub views_ms_per_pair: f64,
+}
+
+impl DataCost {
+    /// `None` if no pair was handed out. A frame pair takes two pictures, everything else one.
+    pub(super) fn of(stats: &LoaderStats, views: ViewsKind) -> Option<DataCost> {
+        let pictures_per_pair = match views {
+            ViewsKind::FramePair => 2.0,
+            _ => 1.0,
+        };
+        // Pairs that were made and not handed out any more have cost too, so they are counted where they were made.
+        let made = stats.stages.get(1)?.items;
+        let per_pair = |amount: f64| amount / made as f64;
+        (made > 0).then(|| DataCost {
+            pictures_per_pair,
+            bytes_per_pair: per_pair(stats.bytes_read as f64),
+            decode_ms_per_pair: per_pair(stats.decode_s * 1e3),
+            views_ms_per_pair: per_pair(stats.views_s * 1e3),
+        })
+    }
 }
 
 impl Summary {

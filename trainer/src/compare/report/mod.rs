@@ -16,10 +16,11 @@ use serde::Serialize;
 
 use super::cost::ForwardCost;
 use super::published::{PublishedAblation, PublishedRow};
-use super::record::{DataCost, Machine};
+use super::record::Machine;
 use super::stats::{Difference, Spread};
 use crate::error::{Error, Result};
 use crate::files;
+use crate::train::DataCost;
 
 /// The page.
 pub const PAGE_FILE: &str = "report.html";

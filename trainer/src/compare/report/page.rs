@@ -11,6 +11,7 @@ use super::super::stats::Spread;
 use super::{MethodReport, Metric, Point, Report, RunReport};
 use crate::chart::{COLOURS, Dot, DotChart, LineChart, Series, escape, short};
 use crate::error::{Error, Result};
+use crate::train::DataCost;
 
 /// A picture larger than this is named instead of shown, in bytes: a page must open on a phone.
 const MAX_PICTURE_BYTES: usize = 4 << 20;
@@ -310,7 +311,7 @@ fn costs(out: &mut String, report: &Report) {
         spread.map_or_else(|| "–".to_string(), |spread| short(spread.mean))
     };
     for (method, cost) in &costs {
-        let data = |value: fn(&super::DataCost) -> f64| {
+        let data = |value: fn(&DataCost) -> f64| {
             cost.data
                 .as_ref()
                 .map_or_else(|| "–".to_string(), |data| short(value(data)))

@@ -1,10 +1,12 @@
 use std::fs;
 
 use super::super::cost::forward_cost;
-use super::super::record::{DataCost, Machine, RECORD_FORMAT, Record, Score};
+use super::super::record::{Machine, RECORD_FORMAT, Record};
 use super::super::{COMPARE_FILE, config::CompareConfig};
 use super::*;
+use crate::eval::during::Score;
 use crate::metrics::{MetricsLine, MetricsLog};
+use crate::train::DataCost;
 
 const CONFIG: &str = r#"
 name = "two"

@@ -6,6 +6,7 @@
 mod bench;
 mod bucket;
 mod cli;
+mod compare;
 mod convert;
 mod exchange;
 mod order;

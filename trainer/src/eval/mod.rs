@@ -2,6 +2,20 @@
 //!
 //! [`encoder`] loads the weights of any checkpoint and looks at pictures of any size; [`results`] is what an evaluation
 //! leaves behind: every number with what it was made from. Protocols are in `docs/evaluations.md`.
+//!
+//! Videos, in reading order: [`frames`] and [`sampling`] make the network's input and the first labels; [`propagate`]
+//! carries labels from frame to frame; [`video`] is both for one video; [`davis`] (with [`davis_metrics`]), [`vip`] and
+//! [`jhmdb`] (with [`mat`]) are the protocols; [`run`] scores a list of videos and keeps what is done.
 
+pub mod davis;
+pub mod davis_metrics;
 pub mod encoder;
+pub mod frames;
+pub mod jhmdb;
+pub mod mat;
+pub mod propagate;
 pub mod results;
+pub mod run;
+pub mod sampling;
+pub mod video;
+pub mod vip;

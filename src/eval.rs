@@ -1,5 +1,7 @@
 //! `pairquet eval`: what a trained encoder is worth.
 
+mod videos;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -12,6 +14,12 @@ use crate::output::{Output, facts};
 
 #[derive(Subcommand)]
 pub enum Command {
+    /// DAVIS 2017, semi-supervised: J (region) and F (contour) of masks carried from the first frame.
+    Davis(videos::DavisArgs),
+    /// VIP: mean intersection over union of body parts carried from the first frame.
+    Vip(videos::VipArgs),
+    /// JHMDB: share of joints carried from the first frame that arrive near enough (PCK).
+    Jhmdb(videos::JhmdbArgs),
     /// Load a checkpoint as the evaluations do, and say what it is: sizes, epoch, a hash of its weights.
     Checkpoint(CheckpointArgs),
 }
@@ -62,6 +70,9 @@ pub struct CheckpointArgs {
 /// Runs the verb.
 pub fn run(command: Command, out: &Output) -> Result<ExitCode> {
     match command {
+        Command::Davis(args) => videos::run_davis(args, out),
+        Command::Vip(args) => videos::run_vip(args, out),
+        Command::Jhmdb(args) => videos::run_jhmdb(args, out),
         Command::Checkpoint(args) => checkpoint(&args.shared, out),
     }
 }

@@ -1,14 +1,16 @@
 //! `pairquet eval`: what a trained encoder is worth.
 
 mod videos;
+mod classify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Subcommand;
-use trainer::eval::encoder::{CheckpointId, FrozenEncoder};
-use trainer::exchange::ReadOptions;
+use trainer::device::Device;
+use trainer::eval::encoder::{self, CheckpointId, FrozenEncoder};
+use trainer::exchange::{Read, ReadOptions};
 
 use crate::output::{Output, facts};
 
@@ -22,6 +24,12 @@ pub enum Command {
     Jhmdb(videos::JhmdbArgs),
     /// Load a checkpoint as the evaluations do, and say what it is: sizes, epoch, a hash of its weights.
     Checkpoint(CheckpointArgs),
+    /// Classify by the nearest neighbours of frozen features (DINO's protocol).
+    Knn(classify::KnnArgs),
+    /// Train a linear classifier on frozen features (MAE's protocol, or a fast one).
+    Probe(classify::ProbeArgs),
+    /// Train everything with labels (MAE's protocol); the same command goes on where it was stopped.
+    Finetune(classify::FinetuneArgs),
 }
 
 /// What all evaluations ask for.
@@ -47,17 +55,23 @@ pub struct Shared {
 impl Shared {
     /// Loads the encoder, and says what had to be guessed.
     pub fn load(&self, out: &Output) -> Result<(FrozenEncoder, CheckpointId)> {
+        let (read, id, device) = self.read(out)?;
+        Ok((FrozenEncoder::new(&read.model, &read.encoder, &device)?, id))
+    }
+
+    /// Reads the encoder's parameters and opens the device, and says what had to be guessed.
+    fn read(&self, out: &Output) -> Result<(Read, CheckpointId, Device)> {
         let device = trainer::device::open(&self.device)?;
         let options = ReadOptions {
             num_heads: self.num_heads,
             allow_missing: self.allow_missing,
             ema: self.ema,
         };
-        let (encoder, id) = FrozenEncoder::load(&self.checkpoint, &options, &device)?;
+        let (read, id) = encoder::read(&self.checkpoint, &options)?;
         for note in &id.notes {
             out.say(format!("note: {note}"));
         }
-        Ok((encoder, id))
+        Ok((read, id, device))
     }
 }
 
@@ -74,6 +88,9 @@ pub fn run(command: Command, out: &Output) -> Result<ExitCode> {
         Command::Vip(args) => videos::run_vip(args, out),
         Command::Jhmdb(args) => videos::run_jhmdb(args, out),
         Command::Checkpoint(args) => checkpoint(&args.shared, out),
+        Command::Knn(args) => classify::run_knn(args, out),
+        Command::Probe(args) => classify::run_probe(args, out),
+        Command::Finetune(args) => classify::run_finetune(args, out),
     }
 }
 

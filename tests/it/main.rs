@@ -5,6 +5,7 @@
 
 mod bench;
 mod bucket;
+mod classify;
 mod cli;
 mod compare;
 mod convert;

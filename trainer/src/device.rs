@@ -4,9 +4,10 @@
 
 mod process;
 
+pub use candle_core::Device;
 pub use process::prepare_process;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use pipeline::loader::Batch;
 use rayon::prelude::*;
 

@@ -32,7 +32,7 @@ pub struct KnnSettings {
     pub data: LabelledData,
     /// What is compared (DINO: the class token).
     pub pool: Pool,
-    /// Numbers of neighbours that vote.
+    /// Numbers of neighbours that vote; if there are none, the paper's, as far as the train split has so many pictures.
     pub ks: Vec<usize>,
     /// Divides the cosine before the exponential that weights a vote (0.07).
     pub temperature: f64,
@@ -65,6 +65,7 @@ pub fn knn(
     progress: &mut dyn FnMut(&Progress),
 ) -> Result<Results<KnnSettings, KnnScores>> {
     let [train, val] = settings.data.open()?;
+    let settings = &settings.resolved(train.n_samples(), progress);
     settings.validate(train.n_samples())?;
     let mut data = DataHash::default();
     data.part("train", &train.id());
@@ -131,6 +132,21 @@ pub fn knn(
 }
 
 impl KnnSettings {
+    fn resolved(&self, n_train: u64, progress: &mut dyn FnMut(&Progress)) -> Self {
+        let mut settings = self.clone();
+        if settings.ks.is_empty() {
+            let has = |&k: &usize| k as u64 <= n_train;
+            let (ks, beyond): (Vec<usize>, Vec<usize>) = PAPER_KS.into_iter().partition(has);
+            if !beyond.is_empty() {
+                progress(&Progress::Note(&format!(
+                    "no score for k = {beyond:?}: the train split has {n_train} pictures"
+                )));
+            }
+            settings.ks = ks;
+        }
+        settings
+    }
+
     fn validate(&self, n_train: u64) -> Result<()> {
         let wrong = |text: String| Err(Error::Config(text));
         if let Some(k) = self.ks.iter().find(|&&k| k == 0 || k as u64 > n_train) {
@@ -139,7 +155,10 @@ impl KnnSettings {
             ));
         }
         if self.ks.is_empty() {
-            return wrong("k is missing, expected at least one number of neighbours".to_owned());
+            return wrong(format!(
+                "k is missing, expected 1 to {n_train}: the paper's begin at {}",
+                PAPER_KS[0]
+            ));
         }
         if !(self.temperature > 0.0 && self.temperature.is_finite()) {
             return wrong(format!(
@@ -184,12 +203,6 @@ impl KnnSettings {
             },
         )
     }
-}
-
-/// The numbers of neighbours of the paper that a train split of `n_train` pictures has.
-pub fn paper_ks(n_train: u64) -> Vec<usize> {
-    let has = |&k: &usize| k as u64 <= n_train;
-    PAPER_KS.into_iter().filter(has).collect()
 }
 
 /// A train sample near a query.
@@ -370,8 +383,6 @@ mod tests {
 
     #[test]
     fn ks_beyond_the_train_split_are_refused_and_the_papers_are_bounded() {
-        assert_eq!(paper_ks(1_281_167), [10, 20, 100, 200]);
-        assert_eq!(paper_ks(120), [10, 20, 100]);
         let settings = |ks: &[usize], temperature| KnnSettings {
             data: LabelledData {
                 train: String::new(),
@@ -385,6 +396,10 @@ mod tests {
             ks: ks.to_vec(),
             temperature,
         };
+        let papers = |n_train| settings(&[], 0.07).resolved(n_train, &mut |_| {}).ks;
+        assert_eq!(papers(1_281_167), [10, 20, 100, 200]);
+        assert_eq!(papers(120), [10, 20, 100]);
+        assert_eq!(papers(9), [0; 0]);
         settings(&[1, 120], 0.07).validate(120).unwrap();
         for (wrong, word) in [
             (settings(&[10, 121], 0.07), "1 to 120"),

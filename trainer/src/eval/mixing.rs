@@ -208,6 +208,8 @@ mod tests {
             .reshape((3, 1, 1, 1))
             .unwrap()
             .broadcast_as((3, 3, 4, 4))
+            .unwrap()
+            .contiguous()
             .unwrap();
         let values = |mix: &Mix| {
             let mixed = mix.apply(&pixels).unwrap();

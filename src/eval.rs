@@ -1,7 +1,7 @@
 //! `pairquet eval`: what a trained encoder is worth.
 
-mod videos;
 mod classify;
+mod videos;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -13,8 +13,8 @@ use trainer::eval::encoder::PositionScale;
 use trainer::eval::frames::{FrameFilter, InputSize, LabelFilter};
 use trainer::eval::jhmdb::{self, JhmdbScores, JhmdbSettings, LostJoints, Place, Rounding};
 use trainer::eval::propagate::{FeedBack, Propagation};
-use trainer::eval::results::{DataId, RESULTS_FILE, RESULTS_FORMAT, Results, Versions};
-use trainer::eval::run::{Event, Found, Scores, Video, score_all};
+use trainer::eval::results::{DataId, RESULTS_FILE, Results, Versions};
+use trainer::eval::run::{Event, Found, Job, Scores, Video};
 use trainer::eval::sampling::Size;
 use trainer::eval::video::{BATCH_FRAMES, Input, Worker};
 use trainer::eval::vip::{self, CLASSES, VipScores, VipSettings};
@@ -221,16 +221,17 @@ pub fn run_davis(args: DavisArgs, out: &Output) -> Result<ExitCode> {
     }?;
     let (input, propagation) = (settings.input.clone(), settings.propagation.clone());
     let (order, masks) = (settings.label_order, args.masks.as_deref());
-    let job = Job {
+    let job = Settings {
         protocol: "davis",
-        args: &args.common,
         settings,
         input,
         propagation,
         // Masks are written while a sequence is scored, so all of them have to be.
         keeps_scores: masks.is_none(),
     };
-    job.run(
+    evaluate(
+        &args.common,
+        job,
         &found,
         |worker, sequence, data| davis::evaluate(worker, sequence, data, order, masks),
         davis_table,
@@ -255,15 +256,16 @@ pub fn run_vip(args: VipArgs, out: &Output) -> Result<ExitCode> {
     }?;
     let count_first_frame = settings.count_first_frame;
     let (input, propagation) = (settings.input.clone(), settings.propagation.clone());
-    let job = Job {
+    let job = Settings {
         protocol: "vip",
-        args: &args.common,
         settings,
         input,
         propagation,
         keeps_scores: true,
     };
-    job.run(
+    evaluate(
+        &args.common,
+        job,
         &found,
         |worker, video, data| vip::evaluate(worker, video, data, count_first_frame),
         vip_table,
@@ -296,15 +298,16 @@ pub fn run_jhmdb(args: JhmdbArgs, out: &Output) -> Result<ExitCode> {
         None => jhmdb::find(data),
     }?;
     let (input, propagation) = (settings.input.clone(), settings.propagation.clone());
-    let job = Job {
+    let job = Settings {
         protocol: "jhmdb",
-        args: &args.common,
         settings: settings.clone(),
         input,
         propagation,
         keeps_scores: true,
     };
-    job.run(
+    evaluate(
+        &args.common,
+        job,
         &found,
         |worker, clip, data| jhmdb::evaluate(worker, clip, data, &settings),
         jhmdb_table,
@@ -312,128 +315,94 @@ pub fn run_jhmdb(args: JhmdbArgs, out: &Output) -> Result<ExitCode> {
     )
 }
 
-/// One evaluation of videos.
-struct Job<'a, S> {
+/// Scores, shows progress and prints the table.
+fn evaluate<S, V, N>(
+    args: &VideoArgs,
+    job: Settings<S>,
+    found: &Found<V>,
+    mut score: impl FnMut(&Worker, &V, DataId) -> trainer::Result<N::Video>,
+    table: impl FnOnce(&N) -> Table,
+    out: &Output,
+) -> Result<ExitCode>
+where
+    S: Serialize + DeserializeOwned + PartialEq,
+    V: Video,
+    N: Scores,
+{
+    job.propagation
+        .validate()
+        .map_err(|error| Usage(error.to_string()))?;
+    let stop = signals::stop_on_signal(out)?;
+    let (encoder, checkpoint) = args.shared.load(out)?;
+    let folder = args.out.clone().unwrap_or_else(|| {
+        let hash: String = checkpoint.weights_sha256.chars().take(12).collect();
+        Path::new("eval").join(format!("{}-{hash}", job.protocol))
+    });
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let path = folder.join(RESULTS_FILE);
+    let worker = Worker {
+        encoder: &encoder,
+        propagation: &job.propagation,
+        input: &job.input,
+        batch: args.batch,
+        stop: &stop,
+    };
+    let bar = Bar::new(out, "scoring", "videos");
+    bar.set_total(found.len() as u64);
+    let results: Results<S, N> = Job {
+        protocol: job.protocol,
+        settings: job.settings,
+        root: &args.data,
+        checkpoint,
+        versions: Versions::here(encoder.device()),
+        keeps_scores: job.keeps_scores,
+        stop: &stop,
+    }
+    .run(
+        found,
+        &path,
+        |video, data| score(&worker, video, data),
+        |event| match event {
+            Event::Begins(name, i, _) => {
+                bar.set_done(*i as u64);
+                bar.note((*name).to_owned());
+            }
+            Event::Failed(failed) => {
+                bar.say(&format!("{} is not scored: {}", failed.what, failed.why));
+            }
+            Event::Scored(_) => {}
+        },
+    )?;
+    bar.finish();
+    out.result(&results, |results| {
+        let mut text = table(&results.scores).trim_fmt();
+        for failed in &results.failed {
+            text.push_str(&format!("\n{} is not scored: {}", failed.what, failed.why));
+        }
+        let left = found.len() - results.scores.videos().len() - results.failed.len();
+        if left > 0 {
+            text.push_str(&format!(
+                "\nstopped with {left} to go; the same command goes on"
+            ));
+        }
+        text.push_str(&format!("\nresults: {}", path.display()));
+        text
+    })?;
+    Ok(if results.complete {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// What an evaluation of videos goes by.
+struct Settings<S> {
     protocol: &'static str,
-    args: &'a VideoArgs,
     settings: S,
     input: Input,
     propagation: Propagation,
     /// Whether scores of an earlier run may be taken over.
     keeps_scores: bool,
-}
-
-impl<S: Serialize + DeserializeOwned + PartialEq + Clone> Job<'_, S> {
-    fn run<V: Video, N: Scores>(
-        self,
-        found: &Found<V>,
-        mut score: impl FnMut(&Worker, &V, DataId) -> trainer::Result<N::Video>,
-        table: impl FnOnce(&N) -> Table,
-        out: &Output,
-    ) -> Result<ExitCode> {
-        self.propagation
-            .validate()
-            .map_err(|error| Usage(error.to_string()))?;
-        let stop = signals::stop_on_signal(out)?;
-        let (encoder, checkpoint) = self.args.shared.load(out)?;
-        let folder = self.args.out.clone().unwrap_or_else(|| {
-            let hash: String = checkpoint.weights_sha256.chars().take(12).collect();
-            Path::new("eval").join(format!("{}-{hash}", self.protocol))
-        });
-        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        let path = folder.join(RESULTS_FILE);
-        let mut results = Results {
-            format: RESULTS_FORMAT,
-            protocol: self.protocol.to_owned(),
-            complete: false,
-            checkpoint,
-            data: N::of(Vec::new()).data(),
-            settings: self.settings.clone(),
-            scores: N::of(Vec::new()),
-            failed: Vec::new(),
-            versions: Versions::here(encoder.device()),
-        };
-        let known = match self.keeps_scores {
-            true => earlier(&path, &results),
-            false => Vec::new(),
-        };
-        let worker = Worker {
-            encoder: &encoder,
-            propagation: &self.propagation,
-            input: &self.input,
-            batch: self.args.batch,
-            stop: &stop,
-        };
-        let bar = Bar::new(out, "scoring", "videos");
-        bar.set_total(found.len() as u64);
-        let (videos, failed) = score_all(
-            &self.args.data,
-            found,
-            &known,
-            &stop,
-            |video, data| score(&worker, video, data),
-            |event| {
-                match event {
-                    Event::Begins(name, i, _) => {
-                        bar.set_done(i as u64);
-                        bar.note(name.to_owned());
-                    }
-                    Event::Failed(failed) => {
-                        bar.say(&format!("{} is not scored: {}", failed.what, failed.why));
-                    }
-                    Event::Scored(videos) => {
-                        results.scores = N::of(videos.to_vec());
-                        results.data = results.scores.data();
-                        results.write(&path)?;
-                    }
-                }
-                Ok(())
-            },
-        )?;
-        bar.finish();
-        results.complete = videos.len() == found.len();
-        results.scores = N::of(videos);
-        results.data = results.scores.data();
-        results.failed = failed;
-        results.write(&path)?;
-        out.result(&results, |results| {
-            let mut text = table(&results.scores).trim_fmt();
-            for failed in &results.failed {
-                text.push_str(&format!("\n{} is not scored: {}", failed.what, failed.why));
-            }
-            let left = found.len() - results.scores.videos().len() - results.failed.len();
-            if left > 0 {
-                text.push_str(&format!(
-                    "\nstopped with {left} to go; the same command goes on"
-                ));
-            }
-            text.push_str(&format!("\nresults: {}", path.display()));
-            text
-        })?;
-        Ok(if results.complete {
-            ExitCode::SUCCESS
-        } else {
-            ExitCode::FAILURE
-        })
-    }
-}
-
-/// Scores of an earlier run that was the same in everything that they depend on; none if there is no such run.
-fn earlier<S, N>(path: &Path, now: &Results<S, N>) -> Vec<N::Video>
-where
-    S: DeserializeOwned + PartialEq,
-    N: Scores,
-{
-    let read = || -> Option<Results<S, N>> { serde_json::from_slice(&fs::read(path).ok()?).ok() };
-    read()
-        .filter(|before| {
-            before.format == now.format
-                && before.protocol == now.protocol
-                && before.checkpoint.weights_sha256 == now.checkpoint.weights_sha256
-                && before.settings == now.settings
-                && before.versions == now.versions
-        })
-        .map_or_else(Vec::new, |before| before.scores.videos().to_vec())
 }
 
 fn new_table(head: &[&str]) -> Table {

@@ -77,7 +77,12 @@ fn killed_and_resumed_it_repeats_nothing_and_says_the_same() {
     let report = json(&["compare", utf8(&config), "--out", utf8(&killed)]);
     assert_eq!(results(&killed), results(&undisturbed));
     assert_eq!(report["missing"].as_array().unwrap().len(), 0);
-    assert!(report["summary"][0].as_str().unwrap().starts_with("After 4 steps each, "));
+    assert!(
+        report["summary"][0]
+            .as_str()
+            .unwrap()
+            .starts_with("After 4 steps each, ")
+    );
     assert_eq!(report["methods"][0]["published"]["davis"][0], 60.4);
 
     let page = killed.join("report.html");
@@ -90,7 +95,10 @@ fn killed_and_resumed_it_repeats_nothing_and_says_the_same() {
     let said = text(&output.stderr);
     assert_eq!(said.matches("is complete").count(), 6, "{said}");
     assert_eq!(fs::metadata(&record).unwrap().modified().unwrap(), written);
-    assert!(fs::read(&page).unwrap() == first, "the report of the same records is the same");
+    assert!(
+        fs::read(&page).unwrap() == first,
+        "the report of the same records is the same"
+    );
 }
 
 #[test]
@@ -103,13 +111,37 @@ fn parts_from_two_folders_are_reported_as_one() {
     assert_eq!(listed.as_array().unwrap().len(), 6);
     let (one, other) = (dir.path().join("one"), dir.path().join("other"));
     for (part, out) in [("1/2", &one), ("2/2", &other)] {
-        ok(&["-q", "compare", utf8(&config), "--out", utf8(out), "--part", part]);
-        assert!(!out.join("report.html").exists(), "a part alone is no answer");
+        ok(&[
+            "-q",
+            "compare",
+            utf8(&config),
+            "--out",
+            utf8(out),
+            "--part",
+            part,
+        ]);
+        assert!(
+            !out.join("report.html").exists(),
+            "a part alone is no answer"
+        );
     }
-    let half = json(&["compare", "report", utf8(&one), "--out", utf8(&dir.path().join("half"))]);
+    let half = json(&[
+        "compare",
+        "report",
+        utf8(&one),
+        "--out",
+        utf8(&dir.path().join("half")),
+    ]);
     assert_eq!(half["missing"].as_array().unwrap().len(), 3);
     let merged = dir.path().join("merged");
-    ok(&["compare", "report", utf8(&one), utf8(&other), "--out", utf8(&merged)]);
+    ok(&[
+        "compare",
+        "report",
+        utf8(&one),
+        utf8(&other),
+        "--out",
+        utf8(&merged),
+    ]);
     assert_eq!(results(&merged), results(&whole));
 }
 
@@ -122,10 +154,26 @@ fn what_cannot_be_compared_is_named() {
         (2, vec!["compare"], "CONFIG"),
         (1, vec!["compare", config, "--run", "6"], "One(6)"),
         (2, vec!["compare", config, "--part", "0/2"], "0/2"),
-        (1, vec!["compare", config, "--list", "--set", "budget={}"], "budget"),
-        (1, vec!["compare", config, "--list", "--set", "seeds=[]"], "seeds is []"),
-        (1, vec!["compare", config, "--list", "--set", "train.modle.depth=1"], "modle"),
-        (1, vec!["compare", "report", utf8(dir.path())], "compare.toml"),
+        (
+            1,
+            vec!["compare", config, "--list", "--set", "budget={}"],
+            "budget",
+        ),
+        (
+            1,
+            vec!["compare", config, "--list", "--set", "seeds=[]"],
+            "seeds is []",
+        ),
+        (
+            1,
+            vec!["compare", config, "--list", "--set", "train.modle.depth=1"],
+            "modle",
+        ),
+        (
+            1,
+            vec!["compare", "report", utf8(dir.path())],
+            "compare.toml",
+        ),
     ] {
         let message = fails(code, &args);
         assert!(message.contains(named), "{args:?}: {message}");

@@ -9,13 +9,23 @@ use std::path::{Path, PathBuf};
 
 use pipeline::Stop;
 use pipeline::loader::open;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::davis::{self, DavisScores, DavisSettings, Sequence};
 use super::encoder::{CheckpointId, FrozenEncoder};
+use super::frames::{FramePicture, InputSize};
+use super::jhmdb::{self, JhmdbScores, JhmdbSettings};
 use super::knn::{self, KnnSettings};
 use super::labelled::LabelledData;
 use super::probe::{self, ProbeSettings};
-use super::results::RESULTS_FILE;
+use super::propagate::Propagation;
+use super::results::{DataId, RESULTS_FILE, Results, Versions};
+use super::run::{Found, Job, Scores, Video};
+use super::sampling::Size;
+use super::sheets;
+use super::video::{BATCH_FRAMES, Input, Worker};
+use super::vip::{self, VipScores, VipSettings};
 use crate::config::TrainConfig;
 use crate::device;
 use crate::error::{Error, Result};
@@ -43,12 +53,44 @@ pub struct EvalConfig {
     pub times: Option<u64>,
     /// Whether pictures are drawn too: masks over frames, features as colours, attention.
     pub pictures: bool,
+    /// DAVIS 2017.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub davis: Option<Videos>,
+    /// VIP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vip: Option<Videos>,
+    /// JHMDB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub jhmdb: Option<Videos>,
     /// The nearest neighbours' classes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub knn: Option<Pictures>,
     /// A linear classifier, the fast variant.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub probe: Option<Pictures>,
+}
+
+/// Videos whose first labels are carried through them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Videos {
+    /// The data set's folder.
+    pub data: PathBuf,
+    /// The list of DAVIS's or VIP's sequences.
+    #[serde(default = "val_split")]
+    pub subset: String,
+    /// Height and width of the network's input; the reference's if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub input: Option<[usize; 2]>,
+}
+
+impl Videos {
+    fn input(&self, default: Input) -> Input {
+        match self.input {
+            None => default,
+            Some([height, width]) => Input::at(InputSize::Exactly(Size { height, width })),
+        }
+    }
 }
 
 /// Labelled pictures: a shard set with two splits.
@@ -132,11 +174,34 @@ impl EvalConfig {
 
     /// Names of what is evaluated, in order.
     fn protocols(&self) -> Vec<&'static str> {
-        let all = [("knn", self.knn.is_some()), ("probe", self.probe.is_some())];
+        let all = [
+            ("davis", self.davis.is_some()),
+            ("vip", self.vip.is_some()),
+            ("jhmdb", self.jhmdb.is_some()),
+            ("knn", self.knn.is_some()),
+            ("probe", self.probe.is_some()),
+        ];
         all.into_iter()
             .filter(|(_, is_on)| *is_on)
             .map(|(name, _)| name)
             .collect()
+    }
+
+    fn videos(&self, name: &str) -> Option<&Videos> {
+        match name {
+            "davis" => self.davis.as_ref(),
+            "vip" => self.vip.as_ref(),
+            "jhmdb" => self.jhmdb.as_ref(),
+            _ => None,
+        }
+    }
+
+    fn labelled(&self, name: &str) -> Option<&Pictures> {
+        match name {
+            "knn" => self.knn.as_ref(),
+            "probe" => self.probe.as_ref(),
+            _ => None,
+        }
     }
 
     /// Whether all of it was evaluated after this step.
@@ -229,10 +294,20 @@ pub fn train(
     Ok(Evaluated { training, complete })
 }
 
+/// What an evaluation along a run works with.
+struct Look<'a> {
+    encoder: &'a FrozenEncoder,
+    id: &'a CheckpointId,
+    pictures: bool,
+    into: PathBuf,
+    stop: &'a Stop,
+}
+
 /// Evaluates an encoder by everything that `config` asks for and that is not there yet, below `run_dir`.
 ///
 /// # Errors
-/// [`Error::Stopped`]; whatever an evaluation meets.
+/// [`Error::Stopped`]; [`Error::Evaluation`] if a video cannot be scored: without it the number would be another one;
+/// whatever else an evaluation meets.
 pub fn evaluate(
     config: &EvalConfig,
     encoder: &FrozenEncoder,
@@ -250,18 +325,29 @@ pub fn evaluate(
         let dir = Path::new(EVALUATIONS_DIR).join(format!("{name}-{step:08}"));
         let into = run_dir.join(&dir);
         fs::create_dir_all(&into).map_err(Error::io(&into))?;
-        let numbers = match (name, &config.knn, &config.probe) {
-            ("knn", Some(pictures), _) => knn(pictures, encoder, id, &into, stop)?,
-            (_, _, Some(pictures)) => probe(pictures, encoder, id, &into, stop)?,
+        let look = Look {
+            encoder,
+            id,
+            pictures: config.pictures,
+            into,
+            stop,
+        };
+        let asked = (name, config.videos(name), config.labelled(name));
+        let numbers = match asked {
+            ("davis", Some(videos), _) => look.davis(videos)?,
+            ("vip", Some(videos), _) => look.vip(videos)?,
+            (_, Some(videos), _) => look.jhmdb(videos)?,
+            ("knn", _, Some(pictures)) => look.knn(pictures)?,
+            (_, _, Some(pictures)) => look.probe(pictures)?,
             _ => continue,
         };
+        let numbers = numbers
+            .into_iter()
+            .map(|(name, value)| (name.to_string(), value));
         let score = Score {
             step,
             protocol: name.to_string(),
-            numbers: numbers
-                .into_iter()
-                .map(|(name, value)| (name.to_string(), value))
-                .collect(),
+            numbers: numbers.collect(),
             dir,
         };
         append(run_dir, &score)?;
@@ -270,44 +356,190 @@ pub fn evaluate(
     Ok(())
 }
 
+/// Numbers by name, in percent.
 type Numbers = Vec<(&'static str, f64)>;
 
-fn knn(
-    pictures: &Pictures,
-    encoder: &FrozenEncoder,
-    id: &CheckpointId,
-    into: &Path,
-    stop: &Stop,
-) -> Result<Numbers> {
-    let data = pictures.labelled();
-    let [train, _] = data.open()?;
-    let settings = KnnSettings {
-        data,
-        pool: Pool::Cls,
-        ks: knn::paper_ks(train.n_samples()),
-        temperature: 0.07,
-    };
-    let results = knn::knn(&settings, encoder, id.clone(), stop, &mut |_| {})?;
-    results.write(&into.join(RESULTS_FILE))?;
-    let best = results.scores.by_k.values().map(|a| a.top1.percent);
-    Ok(vec![("top1", best.fold(0.0, f64::max))])
-}
+impl Look<'_> {
+    fn davis(&self, data: &Videos) -> Result<Numbers> {
+        let settings = DavisSettings {
+            input: data.input(DavisSettings::default().input),
+            ..DavisSettings::default()
+        };
+        let found = davis::find(&data.data, &data.subset)?;
+        let masks = self.pictures.then(|| self.into.join("masks"));
+        let (input, propagation) = (settings.input.clone(), settings.propagation.clone());
+        let order = settings.label_order;
+        let results: Results<_, DavisScores> = self.videos(
+            "davis",
+            settings,
+            data,
+            &found,
+            &|worker, sequence, id| davis::evaluate(worker, sequence, id, order, masks.as_deref()),
+            (&input, &propagation),
+        )?;
+        if let Some(masks) = &masks {
+            self.draw(&found, masks, &input)?;
+        }
+        let total = results.scores.total.map(|total| total.original);
+        Ok(total.map_or_else(Vec::new, |total| {
+            vec![
+                ("jf_mean", 100.0 * total.jf_mean),
+                ("j_mean", 100.0 * total.j.mean),
+                ("f_mean", 100.0 * total.f.mean),
+            ]
+        }))
+    }
 
-fn probe(
-    pictures: &Pictures,
-    encoder: &FrozenEncoder,
-    id: &CheckpointId,
-    into: &Path,
-    stop: &Stop,
-) -> Result<Numbers> {
-    let settings = ProbeSettings::fast(pictures.labelled());
-    let results = probe::probe(&settings, encoder, id.clone(), into, stop, &mut |_| {})?;
-    results.write(&into.join(RESULTS_FILE))?;
-    let accuracy = results.scores.val;
-    Ok(vec![
-        ("top1", accuracy.top1.percent),
-        ("top5", accuracy.top5.percent),
-    ])
+    fn vip(&self, data: &Videos) -> Result<Numbers> {
+        let settings = VipSettings {
+            input: data.input(VipSettings::default().input),
+            ..VipSettings::default()
+        };
+        let found = vip::find(&data.data, &data.subset)?;
+        let (input, propagation) = (settings.input.clone(), settings.propagation.clone());
+        let first = settings.count_first_frame;
+        let results: Results<_, VipScores> = self.videos(
+            "vip",
+            settings,
+            data,
+            &found,
+            &|worker, video, id| vip::evaluate(worker, video, id, first),
+            (&input, &propagation),
+        )?;
+        let miou = results.scores.total.miou;
+        Ok(miou
+            .map(|miou| ("miou", 100.0 * miou))
+            .into_iter()
+            .collect())
+    }
+
+    fn jhmdb(&self, data: &Videos) -> Result<Numbers> {
+        let settings = JhmdbSettings {
+            input: data.input(JhmdbSettings::default().input),
+            ..JhmdbSettings::default()
+        };
+        let found = jhmdb::find(&data.data)?;
+        let (input, propagation) = (settings.input.clone(), settings.propagation.clone());
+        let results: Results<_, JhmdbScores> = self.videos(
+            "jhmdb",
+            settings.clone(),
+            data,
+            &found,
+            &|worker, clip, id| jhmdb::evaluate(worker, clip, id, &settings),
+            (&input, &propagation),
+        )?;
+        let pck = results.scores.pck;
+        Ok(pck.map_or_else(Vec::new, |pck| vec![("pck_01", pck[0]), ("pck_02", pck[1])]))
+    }
+
+    fn videos<S, V, N>(
+        &self,
+        protocol: &'static str,
+        settings: S,
+        data: &Videos,
+        found: &Found<V>,
+        score: &dyn Fn(&Worker, &V, DataId) -> Result<N::Video>,
+        (input, propagation): (&Input, &Propagation),
+    ) -> Result<Results<S, N>>
+    where
+        S: Serialize + DeserializeOwned + PartialEq,
+        V: Video,
+        N: Scores,
+    {
+        let worker = Worker {
+            encoder: self.encoder,
+            propagation,
+            input,
+            batch: BATCH_FRAMES,
+            stop: self.stop,
+        };
+        let results: Results<S, N> = Job {
+            protocol,
+            settings,
+            root: &data.data,
+            checkpoint: self.id.clone(),
+            versions: Versions::here(self.encoder.device()),
+            keeps_scores: !self.pictures,
+            stop: self.stop,
+        }
+        .run(
+            found,
+            &self.into.join(RESULTS_FILE),
+            |video, id| score(&worker, video, id),
+            |_| {},
+        )?;
+        if let Some(failed) = results.failed.first() {
+            let problem = format!("{} cannot be scored: {}", failed.what, failed.why);
+            return Err(Error::evaluation(&data.data, problem));
+        }
+        match results.complete {
+            true => Ok(results),
+            false => Err(Error::Stopped),
+        }
+    }
+
+    /// Contact sheets of the first sequences, of which the first one's input size is taken for all.
+    fn draw(&self, found: &Found<Sequence>, masks: &Path, input: &Input) -> Result<()> {
+        let sequences: Vec<_> = sheets::shown(found)
+            .iter()
+            .filter_map(|(_, sequence)| sequence.as_ref().ok())
+            .collect();
+        let Some(frame) = sequences.first().and_then(|first| first.frames.first()) else {
+            return Ok(());
+        };
+        let size = input.size.of(FramePicture::read(frame)?.size());
+        let frames: Vec<_> = sequences.iter().map(|s| s.frames.clone()).collect();
+        let with_masks: Vec<_> = sequences
+            .iter()
+            .map(|sequence| {
+                let mask = |frame: &PathBuf| {
+                    let name = Path::new(frame.file_name().unwrap_or_default());
+                    masks.join(&sequence.name).join(name.with_extension("png"))
+                };
+                let masks = sequence.frames.iter().map(mask).collect();
+                (sequence.frames.clone(), masks)
+            })
+            .collect();
+        let write = |name: &str, picture| sheets::write(&self.into.join(name), &picture);
+        write("masks.png", sheets::masks(&with_masks)?)?;
+        write(
+            "features.png",
+            sheets::features(self.encoder, &frames, size)?,
+        )?;
+        write(
+            "attention.png",
+            sheets::attention(self.encoder, &frames, size)?,
+        )
+    }
+
+    fn knn(&self, pictures: &Pictures) -> Result<Numbers> {
+        let settings = KnnSettings {
+            data: pictures.labelled(),
+            pool: Pool::Cls,
+            ks: Vec::new(), // the papers', as far as the split goes
+            temperature: 0.07,
+        };
+        let id = self.id.clone();
+        let results = knn::knn(&settings, self.encoder, id, self.stop, &mut |_| {})?;
+        results.write(&self.into.join(RESULTS_FILE))?;
+        let by_k = results.scores.by_k.values();
+        let best = by_k
+            .map(|accuracy| accuracy.top1.percent)
+            .fold(0.0, f64::max);
+        Ok(vec![("top1", best)])
+    }
+
+    fn probe(&self, pictures: &Pictures) -> Result<Numbers> {
+        let settings = ProbeSettings::fast(pictures.labelled());
+        let (id, into) = (self.id.clone(), &self.into);
+        let results = probe::probe(&settings, self.encoder, id, into, self.stop, &mut |_| {})?;
+        results.write(&self.into.join(RESULTS_FILE))?;
+        let accuracy = results.scores.val;
+        Ok(vec![
+            ("top1", accuracy.top1.percent),
+            ("top5", accuracy.top5.percent),
+        ])
+    }
 }
 
 fn has(done: &[Score], protocol: &str, step: u64) -> bool {

@@ -140,16 +140,33 @@ impl FrozenEncoder {
     /// # Errors
     /// As [`FrozenEncoder::tokens`].
     pub fn tokens_with(&self, pixels: &Tensor, scale: PositionScale) -> Result<Tensor> {
-        let patches = patchify(pixels, self.sizes.patch_size)?;
-        let (_, _, height, width) = pixels.dims4()?;
-        let (rows, columns) = (
-            height / self.sizes.patch_size,
-            width / self.sizes.patch_size,
-        );
-        self.encoder
-            .at_grid(rows, columns, scale)?
-            .forward(&patches, Pass::evaluation())
+        let (encoder, patches) = self.at_size_of(pixels, scale)?;
+        encoder.forward(&patches, Pass::evaluation())
     }
+
+    /// How the class token looks at the patches of pictures `[B, 3, H, W]` in the last block: `[B, heads, N]`.
+    ///
+    /// # Errors
+    /// As [`FrozenEncoder::tokens`].
+    pub fn class_attention(&self, pixels: &Tensor) -> Result<Tensor> {
+        let (encoder, patches) = self.at_size_of(pixels, PositionScale::default())?;
+        encoder.class_attention(&patches)
+    }
+
+    fn at_size_of(&self, pixels: &Tensor, scale: PositionScale) -> Result<(Encoder, Tensor)> {
+        let patch = self.sizes.patch_size;
+        let patches = patchify(pixels, patch)?;
+        let (_, _, height, width) = pixels.dims4()?;
+        let encoder = self.encoder.at_grid(height / patch, width / patch, scale)?;
+        Ok((encoder, patches))
+    }
+}
+
+fn describe(sizes: &Sizes) -> String {
+    format!(
+        "width {}, depth {}, heads {}, patches of {}, trained at {}",
+        sizes.embed_dim, sizes.depth, sizes.num_heads, sizes.patch_size, sizes.img_size
+    )
 }
 
 /// The encoder's parameters of a checkpoint as [`FrozenEncoder::load`] finds them, for whoever trains them on.
@@ -158,26 +175,15 @@ impl FrozenEncoder {
 /// [`crate::Error::Checkpoint`] if it cannot be read, or lacks parameters and that is not allowed.
 pub fn read(path: &Path, options: &ReadOptions) -> Result<(exchange::Read, CheckpointId)> {
     let read = exchange::read(path, options)?;
-    let s = read.model.sizes();
     let id = CheckpointId {
         path: read.path.display().to_string(),
         weights_sha256: weights_sha256(&read.encoder)?,
         epoch: read.epoch,
         step: read.step,
-        encoder: format!(
-            "width {}, depth {}, heads {}, patches of {}, trained at {}",
-            s.embed_dim, s.depth, s.num_heads, s.patch_size, s.img_size
-        ),
+        encoder: describe(&read.model.sizes()),
         notes: read.notes.clone(),
     };
     Ok((read, id))
-}
-
-fn describe(sizes: &Sizes) -> String {
-    format!(
-        "width {}, depth {}, heads {}, patches of {}, trained at {}",
-        sizes.embed_dim, sizes.depth, sizes.num_heads, sizes.patch_size, sizes.img_size
-    )
 }
 
 /// SHA-256 over name, shape and little-endian values of every tensor, in order of the names.

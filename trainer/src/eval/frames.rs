@@ -90,6 +90,11 @@ impl FramePicture {
         Ok(FramePicture(picture))
     }
 
+    /// Its pixels.
+    pub fn pixels(&self) -> &Rgb8Image {
+        &self.0
+    }
+
     /// Its size.
     pub fn size(&self) -> Size {
         Size {

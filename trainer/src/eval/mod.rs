@@ -1,8 +1,8 @@
 //! Evaluations of a trained encoder, as the papers do them.
 //!
 //! [`encoder`] loads the weights of any checkpoint and looks at pictures of any size; [`results`] is what an evaluation
-//! leaves behind: every number with what it was made from. [`during`] evaluates along a training run; [`show`] draws what an
-//! encoder sees. Protocols are in `docs/evaluations.md`.
+//! leaves behind: every number with what it was made from. [`during`] evaluates along a training run; [`show`] and [`sheets`]
+//! draw what an encoder sees. Protocols are in `docs/evaluations.md`.
 //!
 //! Videos, in reading order: [`frames`] and [`sampling`] make the network's input and the first labels; [`propagate`]
 //! carries labels from frame to frame; [`video`] is both for one video; [`davis`] (with [`davis_metrics`]), [`vip`] and
@@ -31,6 +31,7 @@ pub mod results;
 pub mod run;
 pub mod sampling;
 mod saved;
+pub mod sheets;
 pub mod show;
 pub mod supervised;
 pub mod video;

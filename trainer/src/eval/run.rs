@@ -6,7 +6,8 @@ use pipeline::Stop;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::results::{DataHash, DataId, Failed};
+use super::encoder::CheckpointId;
+use super::results::{DataHash, DataId, Failed, RESULTS_FORMAT, Results, Versions};
 use super::video::identify;
 use crate::error::{Error, Result};
 
@@ -111,6 +112,89 @@ pub fn score_all<V: Video, S: Scored>(
         }
     }
     Ok((scored, failed))
+}
+
+/// One evaluation of videos: what its `results.json` begins with.
+#[derive(Debug)]
+pub struct Job<'a, S> {
+    /// `davis`, `vip` or `jhmdb`.
+    pub protocol: &'static str,
+    /// Everything that scores depend on beside weights and data.
+    pub settings: S,
+    /// The data set's folder.
+    pub root: &'a Path,
+    /// The weights.
+    pub checkpoint: CheckpointId,
+    /// What ran.
+    pub versions: Versions,
+    /// Whether scores of an earlier run may be taken over.
+    pub keeps_scores: bool,
+    /// Whether to stop.
+    pub stop: &'a Stop,
+}
+
+impl<S: Serialize + DeserializeOwned + PartialEq> Job<'_, S> {
+    /// Scores all videos into `path`, a `results.json`, which is there, whole, after each of them.
+    ///
+    /// # Errors
+    /// [`Error::Io`] and [`Error::Json`] naming that file.
+    pub fn run<V: Video, N: Scores>(
+        self,
+        found: &Found<V>,
+        path: &Path,
+        score: impl FnMut(&V, DataId) -> Result<N::Video>,
+        mut see: impl FnMut(&Event<N::Video>),
+    ) -> Result<Results<S, N>> {
+        let mut results = Results {
+            format: RESULTS_FORMAT,
+            protocol: self.protocol.to_owned(),
+            complete: false,
+            checkpoint: self.checkpoint,
+            data: N::of(Vec::new()).data(),
+            settings: self.settings,
+            scores: N::of(Vec::new()),
+            failed: Vec::new(),
+            versions: self.versions,
+        };
+        let known = match self.keeps_scores {
+            true => earlier(path, &results),
+            false => Vec::new(),
+        };
+        let (videos, failed) = score_all(self.root, found, &known, self.stop, score, |event| {
+            see(&event);
+            if let Event::Scored(videos) = event {
+                results.scores = N::of(videos.to_vec());
+                results.data = results.scores.data();
+                results.write(path)?;
+            }
+            Ok(())
+        })?;
+        results.complete = videos.len() == found.len();
+        results.scores = N::of(videos);
+        results.data = results.scores.data();
+        results.failed = failed;
+        results.write(path)?;
+        Ok(results)
+    }
+}
+
+/// Scores of an earlier run that was the same in everything that they depend on; none if there is no such run.
+fn earlier<S, N>(path: &Path, now: &Results<S, N>) -> Vec<N::Video>
+where
+    S: DeserializeOwned + PartialEq,
+    N: Scores,
+{
+    let read =
+        || -> Option<Results<S, N>> { serde_json::from_slice(&std::fs::read(path).ok()?).ok() };
+    read()
+        .filter(|before| {
+            before.format == now.format
+                && before.protocol == now.protocol
+                && before.checkpoint.weights_sha256 == now.checkpoint.weights_sha256
+                && before.settings == now.settings
+                && before.versions == now.versions
+        })
+        .map_or_else(Vec::new, |before| before.scores.videos().to_vec())
 }
 
 #[cfg(test)]

@@ -6,12 +6,12 @@ use candle_core::Tensor;
 
 use super::config::Sizes;
 use super::tokens::EncoderTokens;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::masking::Masking;
 use crate::nn::block::Block;
 use crate::nn::norm::LayerNorm;
 use crate::nn::params::Params;
-use crate::nn::pass::Pass;
+use crate::nn::pass::{Pass, Probe};
 use crate::nn::patch_embed::PatchEmbed;
 use crate::nn::pos_embed::{PositionScale, resample_pos_embed_by};
 
@@ -71,6 +71,27 @@ impl Encoder {
         encoder.tokens.pos_embed =
             resample_pos_embed_by(&self.tokens.pos_embed, rows, columns, scale)?;
         Ok(encoder)
+    }
+
+    /// How the class token looks at the patches in the last block: `[B, H, N]` for all `patches` `[B, N, P]`.
+    ///
+    /// # Errors
+    /// If the shapes do not fit.
+    pub fn class_attention(&self, patches: &Tensor) -> Result<Tensor> {
+        let probe = Probe::default();
+        self.forward(patches, Pass::evaluation().watched(&probe))?;
+        let name = format!("blocks.{}.norm1", self.blocks.len() - 1);
+        let seen = probe.into_seen();
+        let normed = seen.iter().find(|(path, _)| *path == name);
+        let (Some((_, normed)), Some(last)) = (normed, self.blocks.last()) else {
+            return Err(Error::Config("an encoder without blocks".to_owned()));
+        };
+        let weights = last.attention_weights(normed)?; // [B, H, 1 + N, 1 + N]
+        let n_patches = patches.dim(1)?;
+        Ok(weights
+            .narrow(2, 0, 1)?
+            .narrow(3, 1, n_patches)?
+            .squeeze(2)?)
     }
 
     /// Encodes all `patches` `[B, N, P]`; returns `[B, 1 + N, D]`, the class token first.

@@ -1,6 +1,6 @@
 //! Multi-head attention in the two layouts of the reference's checkpoints.
 
-use candle_core::Tensor;
+use candle_core::{D, Tensor};
 
 use super::init::Init;
 use super::linear::Linear;
@@ -39,6 +39,27 @@ impl Attention {
         let qkv = self.qkv.forward(x)?; // [B, N, 3 D]
         self.proj
             .forward(&ops::self_attention(&qkv, self.num_heads, None)?)
+    }
+}
+
+impl Attention {
+    /// With which weight each token looks at each, `[B, H, N, N]`, for a person to see.
+    ///
+    /// # Errors
+    /// If the width is not `D`.
+    pub fn weights(&self, x: &Tensor) -> Result<Tensor> {
+        let (batch, n, width) = x.dims3()?;
+        let head = width / self.num_heads;
+        let qkv = self.qkv.forward(x)?;
+        let part = |index: usize| -> Result<Tensor> {
+            let heads =
+                qkv.narrow(2, index * width, width)?
+                    .reshape((batch, n, self.num_heads, head))?;
+            Ok(heads.transpose(1, 2)?.contiguous()?) // [B, H, N, head]
+        };
+        let scores = part(0)?.matmul(&part(1)?.t()?)?;
+        let scaled = (scores / (head as f64).sqrt())?;
+        Ok(candle_nn::ops::softmax(&scaled, D::Minus1)?)
     }
 }
 

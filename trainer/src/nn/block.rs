@@ -71,4 +71,12 @@ impl Block {
         pass.see(&self.path, "", &x);
         Ok(x)
     }
+
+    /// The weights of its attention for `normed` `[B, N, D]`, which the block's `norm1` made: `[B, H, N, N]`.
+    ///
+    /// # Errors
+    /// If the width is not `D`.
+    pub fn attention_weights(&self, normed: &Tensor) -> Result<Tensor> {
+        self.attn.weights(normed)
+    }
 }

@@ -10,6 +10,8 @@ use pipeline::convert::{
     MaxBad, Part, Progress, ProgressEvent, SplitReport,
 };
 
+use shards::printable;
+
 use crate::output::{Output, facts};
 use crate::progress::Bar;
 use crate::signals;
@@ -191,7 +193,7 @@ fn describe(report: &ConvertReport) -> String {
 }
 
 fn split_facts(split: &SplitReport) -> String {
-    let named = |key: &str, reason: &str| format!("  {key}: {reason}\n");
+    let named = |key: &str, reason: &str| format!("  {}: {}\n", printable(key), printable(reason));
     let mut text = facts([
         ("split", split.split.clone()),
         (
@@ -279,9 +281,11 @@ impl Progress for ConvertBar {
                 }
             }
             ProgressEvent::Item { .. } => self.0.inc(),
-            ProgressEvent::Skipped { key, reason } => {
-                self.0.say(&format!("skipped {key}: {reason}"))
-            }
+            ProgressEvent::Skipped { key, reason } => self.0.say(&format!(
+                "skipped {}: {}",
+                printable(key),
+                printable(reason)
+            )),
             ProgressEvent::Shard { name, .. } => self.0.note(name.clone()),
             ProgressEvent::Message(text) => self.0.say(text),
             _ => {}

@@ -11,7 +11,7 @@ use pipeline::loader::Line;
 use pipeline::speed::{self, FloorSpeed};
 use pipeline::{Stop, sheet};
 use serde::Serialize;
-use shards::{Kind, Manifest, ShardSet, Store};
+use shards::{Kind, Manifest, ShardSet, Store, printable};
 use trainer::TrainConfig;
 
 use crate::bench;
@@ -222,7 +222,7 @@ fn sample(set: &ShardSet, index: u64) -> Result<Sample> {
     let sample = set.sample(index)?;
     let picture = set.picture(index, 0)?;
     let size = pipeline::codec::probe(&picture)
-        .map_err(|error| anyhow::anyhow!("{}: {error}", sample.key))?;
+        .map_err(|error| anyhow::anyhow!("{}: {error}", printable(&sample.key)))?;
     let class = sample
         .label
         .and_then(|label| set.class_names().get(usize::try_from(label).ok()?));
@@ -285,11 +285,11 @@ fn describe(report: &Report) -> String {
     ]);
     for sample in &report.first_samples {
         table.add_row([
-            sample.key.clone(),
+            printable(&sample.key).into_owned(),
             sample
                 .label
                 .map_or_else(|| "-".into(), |label| label.to_string()),
-            sample.class.clone().unwrap_or_else(|| "-".into()),
+            printable(sample.class.as_deref().unwrap_or("-")).into_owned(),
             sample.frames.to_string(),
             format!("{} x {}", sample.width, sample.height),
             human_bytes(sample.bytes as u64),

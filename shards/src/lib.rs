@@ -26,6 +26,7 @@ mod error;
 mod footer;
 mod foreign;
 mod group;
+mod hex;
 mod levels;
 mod manifest;
 mod metadata;
@@ -45,13 +46,14 @@ pub use error::{Error, Malformed, Result};
 pub use footer::{FooterStep, ShardFooter, tail_range};
 pub use foreign::{ForeignGroup, ForeignSet};
 pub use group::LoadedGroup;
+pub use hex::hex;
 pub use manifest::{
     GroupEntry, MANIFEST_NAME, Manifest, ShardEntry, Skipped, SplitManifest, shard_name,
 };
 pub use metadata::{
     META_FORMAT, META_HUGGINGFACE, META_KIND, META_OPTIONS, META_PAYLOAD, META_SPLIT, PAYLOAD,
 };
-pub use name::Name;
+pub use name::{Name, printable};
 pub use page::slice_picture;
 pub use reader::{IndexedSample, NamedSample, ShardIndex, index_columns};
 pub use schema::{

@@ -1,13 +1,12 @@
 //! What there is to convert: items, where their bytes lie, and how to read them.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use shards::ClassName;
+use shards::{ClassName, printable};
 
 use super::error::{Error, Result};
 
@@ -241,22 +240,6 @@ impl Ignored {
     }
 }
 
-/// A name as it may be shown: control characters, which could steer a terminal, are escaped.
-pub(crate) fn printable(name: &str) -> Cow<'_, str> {
-    if !name.contains(char::is_control) {
-        return name.into();
-    }
-    let mut shown = String::with_capacity(name.len() + 8);
-    for character in name.chars() {
-        if character.is_control() {
-            shown.extend(character.escape_default());
-        } else {
-            shown.push(character);
-        }
-    }
-    shown.into()
-}
-
 /// Splits `a/b.c` into `a/b` and `.c`; a name without a dot has an empty ending.
 pub(crate) fn split_extension(path: &str) -> (&str, &str) {
     let name_start = path.rfind('/').map_or(0, |slash| slash + 1);
@@ -328,8 +311,6 @@ mod tests {
 
     #[test]
     fn names_are_shown_without_control_characters() {
-        assert_eq!(printable("a/Größe.jpg"), "a/Größe.jpg");
-        assert_eq!(printable("a\x1b[2Jb\n"), "a\\u{1b}[2Jb\\n");
         let mut ignored = Ignored::default();
         ignored.add("things", "x\x07");
         assert_eq!(ignored.into_notes(), ["ignored 1 things, first: x\\u{7}"]);

@@ -47,7 +47,6 @@ pub use options::{Environment, StoreOptions};
 use remote::{GaveUp, Remote};
 use upload::Upload;
 use writer::Sink;
-pub(crate) use writer::hex;
 pub use writer::{ObjectWriter, Written};
 
 /// A folder on a disk, or a prefix in a bucket. Paths are relative to it, with `/` between their parts.

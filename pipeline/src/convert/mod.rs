@@ -1,10 +1,10 @@
 //! Raw pictures and clips in, a set of shards out.
 //!
-//! [`imagenet`] and [`kinetics`] list a source, plan the shards, and make them; [`finish`] joins the parts that
+//! [`imagenet`], [`images`] and [`kinetics`] list a source, plan the shards, and make them; [`finish`] joins the parts that
 //! several machines made. Reading order:
 //!
 //! 1. what there is: `imagenet`, `kinetics` over `tree` (folders), `tar_index` (tars, read in place), `folder`
-//!    (class folders), `classes`; the result is a `source::Listing`
+//!    (class folders), `classes`, `table` (Parquet files of others); the result is a `source::Listing`
 //! 2. what will be done: `layout` (which item goes where), `plan` (written down), `work` (the folder it lies in)
 //! 3. doing it: `engine` over `in_order`, with `image_item` and `clip_item` for one item each, `coding` for their bytes
 //! 4. the end: `finish`, [`ConvertReport`]
@@ -38,6 +38,7 @@ mod progress;
 mod report;
 mod run;
 mod source;
+mod table;
 mod tar_index;
 mod tree;
 mod work;
@@ -52,4 +53,4 @@ pub use options::{Check, CommonOptions, FrameRange, ImagenetOptions, KineticsOpt
 pub use part::Part;
 pub use progress::{Progress, ProgressEvent};
 pub use report::{ConvertReport, Damaged, Skipped, SplitReport};
-pub use run::{imagenet, kinetics};
+pub use run::{imagenet, images, kinetics};

@@ -80,7 +80,7 @@ fn main() -> Result<()> {
 fn make(views: ViewsKind, dir: &std::path::Path, local: &std::path::Path) -> Result<()> {
     let options = SynthOptions {
         images_per_class: 500,
-        clips_per_class: 16,
+        clips_per_class: 24,
         frames: 90,
         size: 256,
         ..SynthOptions::default()

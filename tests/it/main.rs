@@ -8,6 +8,7 @@ mod bucket;
 mod cli;
 mod convert;
 mod exchange;
+mod foreign;
 mod order;
 mod real_data;
 mod support;

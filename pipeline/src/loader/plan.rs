@@ -13,11 +13,11 @@ use crate::views::Views;
 
 /// What a request to a bucket costs besides its bytes, as bytes: what 100 MiB/s bring in 30 ms, shared by as many requests
 /// as are under way at once.
-const REQUEST_BYTES: u64 = 48 << 10;
+const REQUEST_BYTES: u64 = 24 << 10;
 
-/// Readers of single pictures from a bucket, where a read takes tens of milliseconds; one keeps up with any number of
-/// workers on a disk.
-const REMOTE_PAGE_READERS: usize = 64;
+/// Readers of single pictures from a bucket, where a read takes tens of milliseconds: 100 MiB/s at 30 ms are 90 pairs of frames
+/// under way. One keeps up with any number of workers on a disk.
+const REMOTE_PAGE_READERS: usize = 128;
 
 /// Readers of row groups from a bucket: each of their reads lasts long enough to fill a connection.
 const REMOTE_GROUP_READERS: usize = 8;

@@ -135,6 +135,7 @@ impl Bench<'_> {
             for (line, rates) in [(LINE, &mut there), (Line::default(), &mut direct)] {
                 self.proxy.set_line(line);
                 self.proxy.take_traffic();
+                self.proxy.take_log();
                 let opened = Instant::now();
                 let (config, set) = self.remote()?;
                 let remote = Loader::from_source(set, &config, 1, Rank::SINGLE, start)?;

@@ -32,7 +32,10 @@ const STREAM_SLACK_MIB: f64 = 32.0;
 const STREAMING: &str = "streaming";
 
 fn main() -> Result<()> {
-    let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
+    let words: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|word| !word.starts_with("--"))
+        .collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words.as_slice() {
         [] => flat(100_000).and_then(|()| stream()),
@@ -179,9 +182,15 @@ fn streaming(address: &str, read: &str, budget_mib: u64) -> Result<()> {
     }
     let taken = memory_mib("VmHWM:")? - before;
     println!("{taken:.1} MiB at most beside the program's own {before:.1}, budget {budget_mib}");
-    let budget = if read == "groups" { budget_mib as f64 } else { 0.0 };
+    let budget = if read == "groups" {
+        budget_mib as f64
+    } else {
+        0.0
+    };
     if taken > budget + STREAM_SLACK_MIB {
-        return Err(format!("{taken:.1} MiB, expected {budget} and {STREAM_SLACK_MIB} beside").into());
+        return Err(
+            format!("{taken:.1} MiB, expected {budget} and {STREAM_SLACK_MIB} beside").into(),
+        );
     }
     Ok(())
 }

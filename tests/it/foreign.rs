@@ -17,7 +17,11 @@ fn hub_set(dir: &Path) -> PathBuf {
     let pictures: Vec<Vec<u8>> = tree(&demo_set().join("raw/images")).into_values().collect();
     let row = |(n, bytes): (usize, Vec<u8>)| HubRow {
         bytes: (n != 3).then_some(bytes),
-        path: Some(if n == 0 { format!("{ODD}.jpg") } else { format!("p{n:03}.jpg") }),
+        path: Some(if n == 0 {
+            format!("{ODD}.jpg")
+        } else {
+            format!("p{n:03}.jpg")
+        }),
         label: Some(n as i64 % 2),
     };
     let rows: Vec<HubRow> = pictures.into_iter().enumerate().map(row).take(40).collect();
@@ -36,22 +40,38 @@ fn parquet_of_others_is_inspected_wherever_it_lies() {
     for (name, expected) in [("rows", 40), ("files", 2), ("classes", 2), ("groups", 8)] {
         assert_eq!(report[name], expected, "{report}");
     }
-    for (name, expected) in [("picture", "image.bytes"), ("label", "label"), ("key", "image.path")] {
+    for (name, expected) in [
+        ("picture", "image.bytes"),
+        ("label", "label"),
+        ("key", "image.path"),
+    ] {
         assert_eq!(report[name], expected, "{report}");
     }
     assert_eq!(report["codecs"], serde_json::json!(["snappy"]));
     assert_eq!(report["group_rows"], serde_json::json!([2, 6, 6]));
     let bytes = |name: &str| report[name].as_u64().unwrap();
     // A picture by itself costs its group: six, or near the end of a file two.
-    let (alone, together) = (bytes("bytes_fetched_alone"), bytes("bytes_fetched_by_group"));
-    assert!((4 * together..=7 * together).contains(&alone), "{alone} and {together}");
+    let (alone, together) = (
+        bytes("bytes_fetched_alone"),
+        bytes("bytes_fetched_by_group"),
+    );
+    assert!(
+        (4 * together..=7 * together).contains(&alone),
+        "{alone} and {together}"
+    );
     assert!(bytes("bytes_decoded") > 1000, "{report}");
     let samples = report["first_samples"].as_array().unwrap();
     assert_eq!(samples.len(), 4, "the row without a picture is left out");
     assert_eq!(samples[1]["class"], "crane");
 
     let words = ok(&["inspect", utf8(&folder)]);
-    for word in ["40 rows in 2 files", "pictures image.bytes", "snappy", "8 of 2 to 6 rows", "crane"] {
+    for word in [
+        "40 rows in 2 files",
+        "pictures image.bytes",
+        "snappy",
+        "8 of 2 to 6 rows",
+        "crane",
+    ] {
         assert!(words.contains(word), "{word}: {words}");
     }
     assert!(words.contains(r"odd\u{1b}[2J\nname"), "{words}");
@@ -64,7 +84,9 @@ fn parquet_of_others_is_inspected_wherever_it_lies() {
     std::fs::copy(&file, server.folder().join("hub/x.parquet")).unwrap();
     for address in ["s3://sets/hub", "s3://sets/hub/x.parquet"] {
         let mut command = pairquet();
-        command.envs(server.environment()).args(["--json", "inspect", address]);
+        command
+            .envs(server.environment())
+            .args(["--json", "inspect", address]);
         let output = command.output().unwrap();
         assert!(output.status.success(), "{}", text(&output.stderr));
         let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -79,7 +101,15 @@ fn what_holds_no_pictures_is_named() {
     std::fs::write(dir.path().join("train.parquet"), b"PAR1 and no more").unwrap();
     let message = fails(1, &["inspect", utf8(dir.path())]);
     assert!(message.contains("train.parquet"), "{message}");
-    let message = fails(1, &["convert", "images", utf8(dir.path()), utf8(&dir.path().join("x"))]);
+    let message = fails(
+        1,
+        &[
+            "convert",
+            "images",
+            utf8(dir.path()),
+            utf8(&dir.path().join("x")),
+        ],
+    );
     assert!(message.contains("train.parquet"), "{message}");
     let folder = hub_set(dir.path());
     let sheet = dir.path().join("sheet.png");
@@ -92,13 +122,23 @@ fn parquet_of_others_converts_and_trains() {
     let dir = tempfile::tempdir().unwrap();
     let folder = hub_set(dir.path());
     let set = dir.path().join("set");
-    let args = ["convert", "images", utf8(&folder), utf8(&set), "--max-bad", "1"];
+    let args = [
+        "convert",
+        "images",
+        utf8(&folder),
+        utf8(&set),
+        "--max-bad",
+        "1",
+    ];
     let words = ok(&args);
     assert!(words.contains("skipped as no picture: 1"), "{words}");
     assert!(words.contains("p003: "), "{words}");
     ok(&["verify", utf8(&set)]);
     let report = json(&["inspect", utf8(&set)]);
-    assert_eq!((&report["samples"], &report["classes"]), (&39.into(), &2.into()));
+    assert_eq!(
+        (&report["samples"], &report["classes"]),
+        (&39.into(), &2.into())
+    );
     assert!(!ok(&["inspect", utf8(&set), "--rows", "39"]).contains('\u{1b}'));
     // Again, and there is nothing left to do.
     assert_eq!(json(&args)["items_converted"], 0);
@@ -106,6 +146,11 @@ fn parquet_of_others_converts_and_trains() {
     let run = dir.path().join("run");
     let path = format!("data.path={}", folder.display());
     let mut args = train_args("mae", &run, 2);
-    args.extend(["--set".to_owned(), path, "--set".to_owned(), "data.max_bad=1".to_owned()]);
+    args.extend([
+        "--set".to_owned(),
+        path,
+        "--set".to_owned(),
+        "data.max_bad=1".to_owned(),
+    ]);
     ok(&strs(&args));
 }

@@ -16,7 +16,8 @@
 //!   clips depend on the version of FFmpeg as well, which is why the plan holds it and other versions are refused.
 //! - A shard has its name only when it is whole, and a record only after that. The manifest comes last.
 //! - A broken item is data: it is skipped, named and counted. A disk that fails is an error, never a thinner set.
-//! - Memory is bounded by the number of items (some 250 bytes each) and by the clips in work, not by the set's size.
+//! - Memory is bounded by the number of items (some 250 bytes each), by the clips in work, and by half a GiB of row groups
+//!   of Parquet files, not by the set's size.
 
 mod classes;
 mod clip_item;

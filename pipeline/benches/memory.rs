@@ -26,7 +26,7 @@ const LIMIT_MIB: f64 = 300.0;
 const FLAT_MIB: f64 = 8.0;
 
 /// For batches, pictures on their way, connections, the index, and what the allocator keeps.
-const STREAM_SLACK_MIB: f64 = 32.0;
+const STREAM_SLACK_MIB: f64 = 48.0;
 
 /// The word that makes this program the process that streams.
 const STREAMING: &str = "streaming";

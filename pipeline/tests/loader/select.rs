@@ -5,7 +5,7 @@ use std::path::Path;
 use ::bucket::{HubRow, Proxy, Server, write_hub_parquet};
 use pipeline::config::{DataConfig, OrderKind, Select};
 use pipeline::loader::{Loader, Rank, open};
-use shards::{Kind, ShardSet, StoreOptions};
+use shards::{GroupRef, Kind, SampleRef, ShardSet, StoreOptions};
 
 use crate::shard_set::write_set;
 use crate::source::picture;
@@ -58,39 +58,32 @@ fn class(class: &str) -> Select {
     }
 }
 
+/// The least and the greatest key and label of a row group.
+struct Span {
+    keys: (String, String),
+    labels: (i32, i32),
+}
+
+fn span(set: &ShardSet, group: &GroupRef) -> Span {
+    let samples = group.first_sample..group.first_sample + group.n_samples;
+    let samples: Vec<SampleRef> = samples.map(|n| set.sample(n).unwrap()).collect();
+    let keys = || samples.iter().map(|sample| sample.key.clone());
+    let labels = || samples.iter().filter_map(|sample| sample.label);
+    Span {
+        keys: (keys().min().unwrap(), keys().max().unwrap()),
+        labels: (labels().min().unwrap(), labels().max().unwrap()),
+    }
+}
+
 #[test]
 fn row_groups_that_hold_nothing_wanted_are_not_read() {
     let images = write_set(Kind::Images);
     let set = ShardSet::open(images.path().to_str().unwrap(), "train").unwrap();
-    // Keys and labels of each row group.
-    let groups: Vec<Vec<(String, i32)>> = set
-        .groups()
-        .iter()
-        .map(|group| group.first_sample..group.first_sample + group.n_samples)
-        .map(|samples| samples.map(|n| set.sample(n).unwrap()))
-        .map(|samples| samples.map(|s| (s.key, s.label.unwrap())).collect())
-        .collect();
-    let between = |wanted: &dyn Fn(&(String, i32), &(String, i32)) -> bool| {
-        let within = |group: &&Vec<(String, i32)>| {
-            let (keys, labels) = (group.iter().map(|s| &s.0), group.iter().map(|s| s.1));
-            let least = (
-                keys.clone().min().unwrap().clone(),
-                labels.clone().min().unwrap(),
-            );
-            wanted(
-                &least,
-                &(keys.max().unwrap().clone(), labels.max().unwrap()),
-            )
-        };
-        groups.iter().filter(within).count()
-    };
+    let spans: Vec<Span> = set.groups().iter().map(|g| span(&set, g)).collect();
+    let count = |may: &dyn Fn(&Span) -> bool| spans.iter().filter(|span| may(span)).count();
     let (_server, proxy) = serve(images.path());
     let (n_all, all) = asked(&proxy, "set", &keys(&["*"]));
-    assert_eq!(
-        n_all,
-        2 + groups.len(),
-        "two footers and the names of all row groups"
-    );
+    assert_eq!(n_all, 2 + spans.len(), "two footers and all names");
     let dir = tempfile::tempdir().unwrap();
     let list = dir.path().join("keys.txt");
     std::fs::write(&list, "image/3\nimage/5\n").unwrap();
@@ -98,15 +91,17 @@ fn row_groups_that_hold_nothing_wanted_are_not_read() {
         key_list: Some(list),
         ..Select::default()
     };
-    let holds = |key: &'static str| {
-        move |a: &(String, i32), b: &(String, i32)| (&*a.0..=&*b.0).contains(&key)
-    };
-    let in_list = between(&|a, b| holds("image/3")(a, b) || holds("image/5")(a, b));
-    assert!(in_list < groups.len());
+    let holds =
+        |span: &Span, key: &str| (span.keys.0.as_str()..=span.keys.1.as_str()).contains(&key);
+    let in_list = count(&|span| holds(span, "image/3") || holds(span, "image/5"));
+    assert!(in_list < spans.len());
     let cases = [
         (listed, in_list),
-        (keys(&["image/8"]), between(&holds("image/8"))),
-        (class("n1"), between(&|a, b| (a.1..=b.1).contains(&1))),
+        (keys(&["image/8"]), count(&|span| holds(span, "image/8"))),
+        (
+            class("n1"),
+            count(&|span| (span.labels.0..=span.labels.1).contains(&1)),
+        ),
     ];
     for (select, n) in cases {
         let (n_some, some) = asked(&proxy, "set", &select);

@@ -10,6 +10,8 @@ use pipeline::convert::{
     MaxBad, Part, Progress, ProgressEvent, SplitReport,
 };
 
+use shards::printable;
+
 use crate::output::{Output, facts};
 use crate::progress::Bar;
 use crate::signals;
@@ -22,6 +24,8 @@ const NAMED: usize = 20;
 pub enum Command {
     /// Class folders of images, the ImageNet tar of tars, a folder of per-class tars, or a flat folder.
     Imagenet(ImagenetArgs),
+    /// Parquet files of pictures, such as the image sets of the Hugging Face hub.
+    Images(ImagesArgs),
     /// Folders of clips by class, or a list (or Kinetics CSV) of clips. Every codec of FFmpeg is read.
     Kinetics(KineticsArgs),
     /// Put the parts of several machines together: checks that all shards are there and writes the manifest.
@@ -37,6 +41,22 @@ pub struct ImagenetArgs {
     src: PathBuf,
     /// Folder of the shard set to write, or an address such as s3://bucket/set.
     dst: String,
+    #[command(flatten)]
+    pictures: PictureArgs,
+}
+
+#[derive(Args)]
+pub struct ImagesArgs {
+    /// A .parquet file, a folder of them, or the address of either, such as hf://datasets/OWNER/NAME.
+    src: String,
+    /// Folder of the shard set to write, or an address such as s3://bucket/set.
+    dst: String,
+    #[command(flatten)]
+    pictures: PictureArgs,
+}
+
+#[derive(Args)]
+struct PictureArgs {
     #[command(flatten)]
     common: CommonArgs,
     /// Reduce pictures whose shorter side is longer than this many pixels to it, and code them anew; the others keep their
@@ -108,6 +128,18 @@ struct CommonArgs {
     part: Option<Part>,
 }
 
+impl PictureArgs {
+    fn options(self) -> Result<ImagenetOptions> {
+        Ok(ImagenetOptions {
+            short_side: self.short_side,
+            quality: self.common.quality,
+            min_psnr: self.common.min_psnr,
+            check: self.check,
+            common: self.common.options()?,
+        })
+    }
+}
+
 impl CommonArgs {
     fn options(self) -> Result<CommonOptions> {
         Ok(CommonOptions {
@@ -132,14 +164,12 @@ pub fn run(command: Command, out: &Output) -> Result<ExitCode> {
     let stop = signals::stop_on_signal(out)?;
     let report = match command {
         Command::Imagenet(args) => {
-            let options = ImagenetOptions {
-                short_side: args.short_side,
-                quality: args.common.quality,
-                min_psnr: args.common.min_psnr,
-                check: args.check,
-                common: args.common.options()?,
-            };
+            let options = args.pictures.options()?;
             convert::imagenet(&args.src, &args.dst, &options, &bar, &stop)
+        }
+        Command::Images(args) => {
+            let options = args.pictures.options()?;
+            convert::images(&args.src, &args.dst, &options, &bar, &stop)
         }
         Command::Kinetics(args) => {
             let (quality, min_psnr) = (args.common.quality, args.common.min_psnr);
@@ -191,7 +221,7 @@ fn describe(report: &ConvertReport) -> String {
 }
 
 fn split_facts(split: &SplitReport) -> String {
-    let named = |key: &str, reason: &str| format!("  {key}: {reason}\n");
+    let named = |key: &str, reason: &str| format!("  {}: {}\n", printable(key), printable(reason));
     let mut text = facts([
         ("split", split.split.clone()),
         (
@@ -279,9 +309,11 @@ impl Progress for ConvertBar {
                 }
             }
             ProgressEvent::Item { .. } => self.0.inc(),
-            ProgressEvent::Skipped { key, reason } => {
-                self.0.say(&format!("skipped {key}: {reason}"))
-            }
+            ProgressEvent::Skipped { key, reason } => self.0.say(&format!(
+                "skipped {}: {}",
+                printable(key),
+                printable(reason)
+            )),
             ProgressEvent::Shard { name, .. } => self.0.note(name.clone()),
             ProgressEvent::Message(text) => self.0.say(text),
             _ => {}

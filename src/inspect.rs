@@ -1,4 +1,6 @@
-//! `pairquet inspect`: what a shard set holds, or what a config makes of it.
+//! `pairquet inspect`: what a shard set or the Parquet of others holds, or what a config makes of it.
+
+mod foreign;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -11,7 +13,7 @@ use pipeline::loader::Line;
 use pipeline::speed::{self, FloorSpeed};
 use pipeline::{Stop, sheet};
 use serde::Serialize;
-use shards::{Kind, Manifest, ShardSet, Store};
+use shards::{ClassName, ForeignSet, Kind, Manifest, ShardSet, Store, parquet_file, printable};
 use trainer::TrainConfig;
 
 use crate::bench;
@@ -26,7 +28,8 @@ const SPEED_TIME: Duration = Duration::from_secs(1);
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Folder of the shard set, or an address such as s3://bucket/set [default: the data.path of --config].
+    /// Folder or file of the set, or an address such as s3://bucket/set or hf://datasets/OWNER/NAME [default: the data.path of
+    /// --config].
     #[arg(value_name = "SET")]
     path: Option<String>,
     /// Split to look at [default: the only one, or train].
@@ -118,75 +121,110 @@ pub fn run(args: Args, out: &Output) -> Result<ExitCode> {
             return Err(Usage("name a shard set, or a config with --config".into()).into());
         }
     };
-    let set = open_split(
-        &path,
-        args.split
-            .as_deref()
-            .or(config.as_ref().map(|config| config.data.split.as_str())),
-    )?;
+    let split = args.split.as_deref();
+    let split = split.or(config.as_ref().map(|config| config.data.split.as_str()));
+    let set = open_split(&path, split)?;
 
     if let Some(file) = &args.sheet {
-        let picture = match &config {
-            Some(config) => {
+        let picture = match (&config, &set) {
+            (Some(config), _) => {
                 let mut data = config.data.clone();
                 data.path.clone_from(&path);
-                sheet::views(
-                    &data,
-                    config.seed,
-                    args.samples as usize,
-                    data.size.min(CELL_PX),
-                )?
+                let n_samples = args.samples as usize;
+                sheet::views(&data, config.seed, n_samples, data.size.min(CELL_PX))?
             }
-            None => sheet::samples(&set, args.samples, CELL_PX)?,
+            (None, Opened::Ours(set)) => sheet::samples(set, args.samples, CELL_PX)?,
+            (None, Opened::Foreign(_)) => {
+                let text =
+                    format!("--sheet of {path}, which holds Parquet of others, needs --config");
+                return Err(Usage(text).into());
+            }
         };
         sheet::write_png(file, &picture)?;
         out.say(format!("contact sheet: {}", file.display()));
     }
     let speed = if args.speed {
-        let data = match &config {
-            Some(config) => DataConfig {
-                path: path.clone(),
-                split: set.split().to_owned(),
-                ..config.data.clone()
-            },
-            None => default_views(&path, &set),
+        let data = DataConfig {
+            path: path.clone(),
+            split: set.split().to_owned(),
+            ..config
+                .as_ref()
+                .map_or_else(|| default_views(&set), |config| config.data.clone())
         };
         let seed = config.as_ref().map_or(0, |config| config.seed);
         Some(speed::floor(&data, seed, SPEED_TIME, &Stop::new())?)
     } else {
         None
     };
-    let report = Report {
-        speed,
-        ..report(path, &set, args.rows)?
-    };
-    out.result(&report, describe)?;
+    match &set {
+        Opened::Ours(set) => {
+            let report = Report {
+                speed,
+                ..report(path, set, args.rows)?
+            };
+            out.result(&report, describe)?;
+        }
+        Opened::Foreign(set) => {
+            let report = foreign::report(path, set, args.rows, speed)?;
+            out.result(&report, foreign::describe)?;
+        }
+    }
     Ok(ExitCode::SUCCESS)
 }
 
+/// A set of ours or Parquet files of others.
+enum Opened {
+    Ours(ShardSet),
+    Foreign(ForeignSet),
+}
+
+impl Opened {
+    fn split(&self) -> &str {
+        match self {
+            Opened::Ours(set) => set.split(),
+            Opened::Foreign(set) => set.split(),
+        }
+    }
+}
+
 /// The views that a set of this kind is made for.
-fn default_views(path: &str, set: &ShardSet) -> DataConfig {
+fn default_views(set: &Opened) -> DataConfig {
+    let views = match set {
+        Opened::Ours(set) if set.kind() == Kind::Clips => ViewsKind::FramePair,
+        _ => ViewsKind::CropPair,
+    };
     DataConfig {
-        path: path.to_owned(),
-        split: set.split().to_owned(),
-        views: match set.kind() {
-            Kind::Images => ViewsKind::CropPair,
-            Kind::Clips => ViewsKind::FramePair,
-        },
+        views,
         ..DataConfig::default()
     }
 }
 
 /// The split asked for; else the only one of the set, or `train`.
-fn open_split(path: &str, split: Option<&str>) -> Result<ShardSet> {
-    if let Some(split) = split {
-        return Ok(ShardSet::open(path, split)?);
+fn open_split(path: &str, split: Option<&str>) -> Result<Opened> {
+    if let Some((folder, file)) = parquet_file(path) {
+        let set = ForeignSet::open_file(Store::open(folder)?, file, split.unwrap_or("train"))?;
+        return Ok(Opened::Foreign(set));
     }
-    let manifest = Manifest::read(&Store::open(path)?)?;
-    let mut splits = manifest.splits.keys();
-    match (splits.next(), splits.next()) {
-        (Some(only), None) => Ok(ShardSet::open(path, only)?),
-        _ => Ok(ShardSet::open(path, "train")?),
+    let store = Store::open(path)?;
+    let of = |known: Vec<String>| match (split, known.as_slice()) {
+        (Some(split), _) => split.to_owned(),
+        (None, [only]) => only.clone(),
+        (None, _) => "train".to_owned(),
+    };
+    match Manifest::read(&store) {
+        Ok(manifest) => {
+            let split = of(manifest.splits.into_keys().collect());
+            Ok(Opened::Ours(ShardSet::open(path, &split)?))
+        }
+        // No set of ours: images of somebody else's, or nothing at all.
+        Err(unfinished @ shards::Error::Unfinished { .. }) => {
+            let known = match ForeignSet::splits_in(&store) {
+                Err(shards::Error::Unfinished { .. }) => return Err(unfinished.into()),
+                known => known?,
+            };
+            Ok(Opened::Foreign(ForeignSet::open_in(store, &of(known))?))
+        }
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -221,20 +259,37 @@ fn report(path: String, set: &ShardSet, rows: u64) -> Result<Report> {
 fn sample(set: &ShardSet, index: u64) -> Result<Sample> {
     let sample = set.sample(index)?;
     let picture = set.picture(index, 0)?;
-    let size = pipeline::codec::probe(&picture)
-        .map_err(|error| anyhow::anyhow!("{}: {error}", sample.key))?;
-    let class = sample
-        .label
-        .and_then(|label| set.class_names().get(usize::try_from(label).ok()?));
-    Ok(Sample {
-        key: sample.key,
-        label: sample.label,
-        class: class.map(|class| class.name.clone()),
-        frames: sample.n_frames,
-        width: size.width,
-        height: size.height,
-        bytes: picture.len(),
-    })
+    let class_names = set.class_names();
+    Sample::new(
+        sample.key,
+        sample.label,
+        class_names,
+        sample.n_frames,
+        &picture,
+    )
+}
+
+impl Sample {
+    fn new(
+        key: String,
+        label: Option<i32>,
+        class_names: &[ClassName],
+        frames: u32,
+        picture: &[u8],
+    ) -> Result<Self> {
+        let size = pipeline::codec::probe(picture)
+            .map_err(|error| anyhow::anyhow!("{}: {error}", printable(&key)))?;
+        let class = label.and_then(|label| class_names.get(usize::try_from(label).ok()?));
+        Ok(Sample {
+            key,
+            label,
+            class: class.map(|class| class.name.clone()),
+            frames,
+            width: size.width,
+            height: size.height,
+            bytes: picture.len(),
+        })
+    }
 }
 
 fn describe(report: &Report) -> String {
@@ -273,6 +328,10 @@ fn describe(report: &Report) -> String {
         text.push_str(&format!("\nspeed: {}", bench::floor_text(speed)));
     }
     text.push_str(&format!("\n\n{}\n\n", report.schema.trim_end()));
+    text + &table(&report.first_samples)
+}
+
+fn table(samples: &[Sample]) -> String {
     let mut table = Table::new();
     table.load_style(presets::UTF8_BORDERS_ONLY);
     table.set_header([
@@ -283,17 +342,17 @@ fn describe(report: &Report) -> String {
         "size",
         "bytes of the first",
     ]);
-    for sample in &report.first_samples {
+    for sample in samples {
         table.add_row([
-            sample.key.clone(),
+            printable(&sample.key).into_owned(),
             sample
                 .label
                 .map_or_else(|| "-".into(), |label| label.to_string()),
-            sample.class.clone().unwrap_or_else(|| "-".into()),
+            printable(sample.class.as_deref().unwrap_or("-")).into_owned(),
             sample.frames.to_string(),
             format!("{} x {}", sample.width, sample.height),
             human_bytes(sample.bytes as u64),
         ]);
     }
-    text + &table.to_string()
+    table.to_string()
 }

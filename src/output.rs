@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use anyhow::Result;
 use comfy_table::{Table, presets};
 use serde::Serialize;
+use shards::printable;
 
 /// How this invocation talks.
 pub struct Output {
@@ -54,7 +55,7 @@ impl Output {
             serde_json::to_writer_pretty(&mut stdout, value).map_err(io::Error::from)?;
             writeln!(stdout)?;
         } else {
-            writeln!(stdout, "{}", human(value).trim_end())?;
+            writeln!(stdout, "{}", printable_text(human(value).trim_end()))?;
         }
         Ok(stdout.flush()?)
     }
@@ -62,7 +63,21 @@ impl Output {
 
 /// A line on standard error. If nobody reads it any more (`pairquet train … 2>&1 | head`), the work goes on all the same.
 pub fn talk(line: &str) {
-    let _ = writeln!(io::stderr(), "{line}");
+    let _ = writeln!(io::stderr(), "{}", printable_text(line));
+}
+
+/// A text with lines and columns of its own as a terminal may get it, whatever names are in it.
+pub fn printable_text(text: &str) -> String {
+    let piece = |piece: &str| {
+        let (body, end) = piece.split_at(piece.trim_end_matches(['\n', '\t']).len());
+        printable(body).into_owned() + end
+    };
+    text.split_inclusive(['\n', '\t']).map(piece).collect()
+}
+
+/// A number of things, by the names of one and of several.
+pub fn counted(n: u64, [one, several]: [&str; 2]) -> String {
+    format!("{n} {}", if n == 1 { one } else { several })
 }
 
 /// The error followed by those of its causes that its own words do not already include.
@@ -95,4 +110,23 @@ pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
             .downcast_ref::<io::Error>()
             .is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_characters_are_spelled_out() {
+        assert_eq!(printable_text("a\n\tb\rc"), "a\n\tb\\rc");
+    }
+
+    #[test]
+    fn one_is_not_several() {
+        let reads = |n| counted(n, ["read", "reads"]);
+        assert_eq!(
+            [reads(0), reads(1), reads(2)],
+            ["0 reads", "1 read", "2 reads"]
+        );
+    }
 }

@@ -9,7 +9,7 @@ use pipeline::loader::{Line, Rank, ReadPlan, open};
 use serde::Serialize;
 use trainer::TrainConfig;
 
-use crate::output::{Output, facts};
+use crate::output::{Output, counted, facts};
 use crate::sizes::human_bytes;
 
 #[derive(Serialize)]
@@ -39,8 +39,8 @@ pub fn show(
         rank: 0,
         world: ranks,
     };
-    let plan = ReadPlan::of(&config.data, source.as_ref(), rank)?;
     let order = open::order(source.as_ref(), &config.data, config.seed)?;
+    let plan = ReadPlan::new(&config.data, source.as_ref(), &order, rank)?;
     let batch_size = config.data.batch_size as u64;
     let batches = Batching::new(order.n_positions(), batch_size, rank)?.batches_per_epoch();
     let report = PlanReport {
@@ -61,7 +61,8 @@ fn describe(report: &PlanReport) -> String {
             ReadKind::Pages => "single pictures",
             ReadKind::Groups => "whole row groups",
         };
-        format!("{what}: {} in {requests} requests", human_bytes(bytes))
+        let requests = counted(requests, ["request", "requests"]);
+        format!("{what}: {} in {requests}", human_bytes(bytes))
     };
     let other = match plan.read {
         ReadKind::Pages => ReadKind::Groups,
@@ -84,8 +85,8 @@ fn describe(report: &PlanReport) -> String {
         (
             "an epoch",
             format!(
-                "{} batches; a rank of {} reads {}",
-                report.batches_per_epoch,
+                "{}; a rank of {} reads {}",
+                counted(report.batches_per_epoch, ["batch", "batches"]),
                 report.rank.world,
                 reads(plan.read, (plan.bytes, plan.requests))
             ),
@@ -94,11 +95,11 @@ fn describe(report: &PlanReport) -> String {
         (
             "a batch",
             format!(
-                "{:.3} s of reading at {:.0} ms and {}/s, {} reads at once",
+                "{:.3} s of reading at {:.0} ms and {}/s, {} at once",
                 report.seconds_per_batch,
                 line.latency_s * 1e3,
                 human_bytes(line.bytes_per_s as u64),
-                plan.read_threads.max(plan.fetch_threads)
+                counted(plan.readers() as u64, ["read", "reads"])
             ),
         ),
         ("memory", memory),

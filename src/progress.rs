@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::output::{Output, talk};
+use crate::output::{Output, printable_text, talk};
 
 /// Between two lines of a progress that goes to a file or a pipe.
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -71,7 +71,7 @@ impl Bar {
         if self.lines.is_some() {
             talk(text);
         } else {
-            self.bar.println(text);
+            self.bar.println(printable_text(text));
         }
     }
 

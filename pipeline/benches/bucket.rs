@@ -4,7 +4,9 @@
 //! `cargo bench -p pairquet-pipeline --bench bucket [-- images|clips]`. Makes its own pictures and clips. Server and proxy run in this
 //! process, so the loader gets one thread and leaves them a core. Every round starts its loaders anew, so nothing that was
 //! read ahead while the other side was timed counts, and leaves out its first seconds, in which the first window comes in.
-//! `PAIRQUET_BENCH_SECONDS` is the length of a round (3).
+//! The third side of a round is the bucket through a proxy that neither waits nor counts: where that is as slow as the line
+//! is, the cores are what was measured, which client, proxy and server share. `PAIRQUET_BENCH_SECONDS` is the length of a
+//! round (3).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,7 +32,7 @@ fn main() -> Result<()> {
     let seconds = std::env::var("PAIRQUET_BENCH_SECONDS").map_or(Ok(3.0), |s| s.parse())?;
     let round = Duration::from_secs_f64(seconds);
     let dir = tempfile::tempdir()?;
-    let server = Server::start()?;
+    let server = Server::start_reader()?;
     let proxy = Proxy::start(server.address())?;
     println!("one loader thread, medians of {ROUNDS} interleaved rounds of {seconds} s");
     for views in [ViewsKind::CropPair, ViewsKind::FramePair] {
@@ -56,7 +58,7 @@ fn main() -> Result<()> {
                 .ok_or("a temporary folder that is not UTF-8")?
                 .to_owned(),
             order: Some(OrderKind::Blocks),
-            batch_size: 32,
+            batch_size: 128,
             threads: 1,
             views,
             repeated_sampling: 2,
@@ -78,7 +80,7 @@ fn main() -> Result<()> {
 fn make(views: ViewsKind, dir: &std::path::Path, local: &std::path::Path) -> Result<()> {
     let options = SynthOptions {
         images_per_class: 500,
-        clips_per_class: 6,
+        clips_per_class: 24,
         frames: 90,
         size: 256,
         ..SynthOptions::default()
@@ -124,28 +126,41 @@ impl Bench<'_> {
     }
 
     fn throughput(&self, name: &str, round: Duration) -> Result<()> {
-        self.proxy.set_line(LINE);
-        let (mut here, mut there, mut shares, mut firsts) = (vec![], vec![], vec![], vec![]);
+        let (mut here, mut there, mut direct) = (vec![], vec![], vec![]);
+        let (mut shares, mut firsts, mut requests) = (vec![], vec![], vec![]);
         for _ in 0..ROUNDS {
             let start = LoaderState::default();
             let local = Loader::new(&self.config, 1, Rank::SINGLE, start)?;
             here.push(time(local, Instant::now(), round)?.0);
-            let opened = Instant::now();
-            let (config, set) = self.remote()?;
-            let remote = Loader::from_source(set, &config, 1, Rank::SINGLE, start)?;
-            let (rate, first) = time(remote, opened, round)?;
-            there.push(rate);
-            firsts.push(first);
-            shares.push(100.0 * rate / here[here.len() - 1]);
+            for (line, rates) in [(LINE, &mut there), (Line::default(), &mut direct)] {
+                self.proxy.set_line(line);
+                self.proxy.take_traffic();
+                self.proxy.take_log();
+                let opened = Instant::now();
+                let (config, set) = self.remote()?;
+                let remote = Loader::from_source(set, &config, 1, Rank::SINGLE, start)?;
+                let (rate, first) = time(remote, opened, round)?;
+                rates.push(rate);
+                if line.bytes_per_s.is_some() {
+                    firsts.push(first);
+                    shares.push(100.0 * rate / here[here.len() - 1]);
+                    let n_requests = self.proxy.take_traffic().requests as f64;
+                    requests.push(n_requests / opened.elapsed().as_secs_f64());
+                }
+            }
         }
         let (config, set) = self.remote()?;
         let plan = ReadPlan::of(&config, set.as_ref(), Rank::SINGLE)?;
         println!(
-            "{name:<7} by {:?}: disk {:.0} pairs/s, bucket {:.0}, median share {:.1} %, first batch after {:.2} s",
+            "{name:<7} by {:?}: disk {:.0} pairs/s, bucket {:.0} by {:.0} requests/s, without the line {:.0}; median share {:.1} % \
+             of {:.0?}, first batch after {:.2} s",
             plan.read,
             median(&mut here),
             median(&mut there),
+            median(&mut requests),
+            median(&mut direct),
             median(&mut shares),
+            shares,
             median(&mut firsts),
         );
         Ok(())

@@ -45,7 +45,7 @@ pub struct DataConfig {
     /// Whether each thread that decodes stays on a core of its own (Linux only; off). Cores are taken from the end of the
     /// affinity mask, so the first ones are left to the training thread; ranks on one machine need masks of their own.
     pub pin: bool,
-    /// Reads under way at once, at most 1024; 0: 1 for a disk, and for a bucket 64 of single pictures or 8 of row groups.
+    /// Reads under way at once, at most 1024; 0: 1 for a disk, and for a bucket 128 of single pictures or 8 of row groups.
     pub io_threads: usize,
     /// Patience and traffic of remote stores.
     #[serde(skip_serializing_if = "is_default")]

@@ -12,6 +12,7 @@ use parquet::file::metadata::{
 };
 use parquet::schema::printer::print_schema;
 
+use crate::bounds::Bounds;
 use crate::columns::{self, ShardColumns};
 use crate::error::{Malformed, Result, malformed};
 use crate::metadata::{META_FORMAT, META_KIND};
@@ -70,6 +71,8 @@ pub(crate) struct FooterGroup {
     /// Where each column's chunk lies, in the order of [`Column::of`].
     pub(crate) chunks: Vec<Range<u64>>,
     pub(crate) pictures: PicturePlaces,
+    /// What its statistics say.
+    pub(crate) bounds: Bounds,
 }
 
 impl ShardFooter {
@@ -137,17 +140,34 @@ impl ShardFooter {
         self.groups.iter().flat_map(of_group).collect()
     }
 
+    /// The same of one row group.
+    pub(crate) fn group_ranges(&self, number: usize, columns: &[Column]) -> Vec<Range<u64>> {
+        let group = &self.groups[number];
+        let places = self.chunk_places(columns);
+        places.map(|(_, place)| chunk(group, place)).collect()
+    }
+
     /// The values of `columns`, from the bytes of their [`column_ranges`](Self::column_ranges).
     ///
     /// # Errors
     /// [`crate::Error::Shard`] if the bytes are not what the format says.
     pub fn decode(&self, columns: &[Column], chunks: &[Bytes]) -> Result<ShardColumns> {
+        self.decode_groups(0..self.groups.len(), columns, chunks)
+    }
+
+    /// The same of some row groups.
+    pub(crate) fn decode_groups(
+        &self,
+        numbers: Range<usize>,
+        columns: &[Column],
+        chunks: &[Bytes],
+    ) -> Result<ShardColumns> {
         let mut decoded = ShardColumns::default();
         let mut chunks = chunks.iter();
-        for (number, group) in self.groups.iter().enumerate() {
+        for number in numbers {
             for (column, _) in self.chunk_places(columns) {
                 let outcome = match chunks.next() {
-                    Some(bytes) => decode(&mut decoded, column, bytes, group.n_rows),
+                    Some(bytes) => decode(&mut decoded, column, bytes, self.groups[number].n_rows),
                     None => Err(malformed!("fewer column chunks than asked for")),
                 };
                 let placed =
@@ -345,7 +365,7 @@ impl Places<'_> {
         group: &RowGroupMetaData,
     ) -> std::result::Result<FooterGroup, Malformed> {
         let mut chunks = Vec::with_capacity(leaves.len());
-        let mut pictures = None;
+        let (mut pictures, mut label, mut name) = (None, None, None);
         for (&column, &leaf) in Column::of(kind).iter().zip(leaves) {
             let meta = group
                 .columns()
@@ -353,9 +373,14 @@ impl Places<'_> {
                 .ok_or_else(|| malformed!("no column {}", column.path()))?;
             let fault = |fault| malformed!("column {}: {fault}", column.path());
             let chunk = self.chunk_range(meta).map_err(fault)?;
-            if column == Column::ImageBytes {
-                let index = self.offset_index_range(meta).map_err(fault)?;
-                pictures = Some(picture_places(self.slice(&index), &chunk).map_err(fault)?);
+            match column {
+                Column::ImageBytes => {
+                    let index = self.offset_index_range(meta).map_err(fault)?;
+                    pictures = Some(picture_places(self.slice(&index), &chunk).map_err(fault)?);
+                }
+                Column::Label => label = Some(meta),
+                Column::Key | Column::Clip => name = Some(meta),
+                _ => {}
             }
             chunks.push(chunk);
         }
@@ -371,6 +396,7 @@ impl Places<'_> {
             n_rows,
             chunks,
             pictures,
+            bounds: Bounds::of(label, name),
         })
     }
 

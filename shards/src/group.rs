@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::bounds::Bounds;
 use crate::error::{Error, Malformed, Result, malformed};
 use crate::footer::{FooterGroup, ShardFooter};
 use crate::offset_index::PicturePlaces;
@@ -222,5 +223,6 @@ fn walk(place: &GroupPlace<'_>, bytes: &Bytes) -> std::result::Result<FooterGrou
         n_rows: usize::try_from(place.n_rows).map_err(|_| malformed!("2^64 rows"))?,
         chunks,
         pictures: pictures.ok_or_else(|| malformed!("no column of pictures"))?,
+        bounds: Bounds::default(), // which only the footer has
     })
 }

@@ -11,7 +11,7 @@
 //! - `footer` and `offset_index`, `columns`, `page` (over `levels` and `thrift`): the parts of a shard, from bytes.
 //! - `reader`: a shard's index, built from those parts; `group`: a whole row group, which needs no footer.
 //! - `set`: a split as one long list of samples.
-//! - `foreign`: Parquet files of others, by whole row groups.
+//! - `foreign`: Parquet files of others, by whole row groups. `bounds`: what the statistics of a row group exclude.
 //! - `verify`: whether a set is what its manifest says.
 //!
 //! What holds throughout:
@@ -21,17 +21,20 @@
 //! - Bytes of a file are never trusted: whatever they are, the outcome is a value or an error that names the shard,
 //!   and the memory taken is in proportion to the bytes read.
 
+mod bounds;
 mod columns;
 mod error;
 mod footer;
 mod foreign;
 mod group;
+mod hex;
 mod levels;
 mod manifest;
 mod metadata;
 mod name;
 mod offset_index;
 mod page;
+mod parallel;
 mod reader;
 mod schema;
 mod set;
@@ -40,19 +43,22 @@ mod thrift;
 mod verify;
 mod writer;
 
+pub use bounds::Bounds;
 pub use columns::ShardColumns;
 pub use error::{Error, Malformed, Result};
 pub use footer::{FooterStep, ShardFooter, tail_range};
-pub use foreign::{ForeignGroup, ForeignSet};
+pub use foreign::{ForeignGroup, ForeignLayout, ForeignRows, ForeignSet, parquet_file};
 pub use group::LoadedGroup;
+pub use hex::hex;
 pub use manifest::{
     GroupEntry, MANIFEST_NAME, Manifest, ShardEntry, Skipped, SplitManifest, shard_name,
 };
 pub use metadata::{
     META_FORMAT, META_HUGGINGFACE, META_KIND, META_OPTIONS, META_PAYLOAD, META_SPLIT, PAYLOAD,
 };
-pub use name::Name;
+pub use name::{Name, printable};
 pub use page::slice_picture;
+pub use parallel::in_parallel;
 pub use reader::{IndexedSample, NamedSample, ShardIndex, index_columns};
 pub use schema::{
     CREATED_BY, ClassName, ClipRow, Column, FORMAT_VERSION, FrameRow, ImageRow, Kind,

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bytes::Bytes;
 
+use crate::bounds::Bounds;
 use crate::columns::ShardColumns;
 use crate::error::{Error, Malformed, Result, malformed};
 use crate::footer::{FooterStep, ShardFooter, tail_range};
@@ -300,6 +301,47 @@ impl ShardSet {
         let footer = read_footer(&self.store, entry)?;
         let columns = read_columns(&self.store, &footer, entry, columns)?;
         Ok((footer, columns))
+    }
+
+    /// Some columns of those row groups of a shard that their statistics do not exclude, each with the index of its first
+    /// sample. Of the others nothing is read but what the footer says.
+    ///
+    /// # Errors
+    /// As [`ShardSet::columns`].
+    pub fn columns_where(
+        &self,
+        shard: u32,
+        columns: &[Column],
+        is_wanted: impl Fn(&Bounds) -> bool,
+    ) -> Result<Vec<(u64, ShardColumns)>> {
+        let (footer, _) = self.columns(shard, &[])?;
+        let LazyShard { entry, .. } = &self.shards[shard as usize];
+        let groups = entry.groups.iter().zip(&footer.groups);
+        if entry.groups.len() != footer.groups.len()
+            || groups
+                .clone()
+                .any(|(known, found)| known.rows != found.n_rows as u64)
+        {
+            let fault = malformed!("other row groups than the manifest has");
+            return Err(fault.in_shard(&entry.name));
+        }
+        let mut first_sample = self.sample_starts[shard as usize];
+        let (mut wanted, mut ranges) = (Vec::new(), Vec::new());
+        for (number, (known, found)) in groups.enumerate() {
+            if is_wanted(&found.bounds) {
+                wanted.push((number, first_sample));
+                ranges.extend(footer.group_ranges(number, columns));
+            }
+            first_sample += known.samples;
+        }
+        let chunks = self.store.read_ranges(&entry.name, &ranges)?;
+        let a_group = ranges.len() / wanted.len().max(1);
+        let decode = |(at, (number, first_sample)): (usize, (usize, u64))| {
+            let chunks = &chunks[at * a_group..(at + 1) * a_group];
+            let columns = footer.decode_groups(number..number + 1, columns, chunks)?;
+            Ok((first_sample, columns))
+        };
+        wanted.into_iter().enumerate().map(decode).collect()
     }
 
     /// Bytes of memory that the indexes read so far take.

@@ -10,6 +10,7 @@ mod cli;
 mod compare;
 mod convert;
 mod exchange;
+mod foreign;
 mod order;
 mod real_data;
 mod support;

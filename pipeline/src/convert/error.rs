@@ -180,6 +180,17 @@ pub enum Error {
         /// What the writer said.
         source: shards::Error,
     },
+    /// A row of a Parquet file has no picture that could be read; it is skipped.
+    #[error("{reason}")]
+    BadRow {
+        /// The kind of fault in a word or two.
+        fault: &'static str,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Parquet files that are the source could not be read; the message names the file.
+    #[error(transparent)]
+    Source(shards::Error),
     /// The destination could not be written or read; the message names the file.
     #[error(transparent)]
     Destination(#[from] shards::Error),

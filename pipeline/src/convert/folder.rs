@@ -4,11 +4,11 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use shards::printable;
+
 use super::classes::Classes;
 use super::error::{Error, Result};
-use super::source::{
-    Archive, Broken, Ignored, Item, Listing, Place, file_name, printable, split_extension,
-};
+use super::source::{Archive, Broken, Ignored, Item, Listing, Place, file_name, split_extension};
 use super::tree::{BrokenKind, Entry, Tree};
 
 /// Makes a listing from a tree of class folders, or of loose files without classes.

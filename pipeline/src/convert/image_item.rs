@@ -29,6 +29,7 @@ pub(crate) fn convert_image(
         Err(Error::Read { source, .. }) if source.kind() == ErrorKind::PermissionDenied => {
             return Ok(skip_unreadable(item, &source));
         }
+        Err(Error::BadRow { fault, reason }) => return Ok(Outcome::skip(item, fault, reason)),
         read => read?,
     };
     let refused = |error| Outcome::refused(item, error);
@@ -75,7 +76,7 @@ pub(crate) fn skip_unread(item: &Item) -> Option<Outcome> {
             Some(Outcome::skip(item, "no such file", reason))
         }
         Place::Broken(broken) => Some(Outcome::skip(item, broken.fault, broken.reason.clone())),
-        Place::Named | Place::File(_) | Place::Member { .. } => None,
+        Place::Named | Place::File(_) | Place::Member { .. } | Place::Row { .. } => None,
     }
 }
 

@@ -22,7 +22,11 @@ impl Layout {
         seed: Option<u64>,
         weight: impl Fn(u32) -> u64,
     ) -> Self {
-        let order = order(n_items, seed);
+        Self::of_order(order(n_items, seed), n_shards, weight)
+    }
+
+    /// The same of items whose order is known.
+    pub fn of_order(order: Vec<u32>, n_shards: u64, weight: impl Fn(u32) -> u64) -> Self {
         let n_shards = usize::try_from(n_shards)
             .unwrap_or(usize::MAX)
             .clamp(1, order.len().max(1));
@@ -57,17 +61,21 @@ impl Layout {
     }
 }
 
-/// Shuffled from the end as Fisher and Yates do, with one stream for the whole list.
+/// Permuted with one stream for the whole list.
 fn order(n_items: u32, seed: Option<u64>) -> Vec<u32> {
     let mut order: Vec<u32> = (0..n_items).collect();
     if let Some(seed) = seed {
-        let mut rng = SampleRng::new(seed, 0, 0, Purpose::Layout);
-        for last in (1..order.len()).rev() {
-            // `below(last + 1)` is at most `last`, so it fits.
-            order.swap(last, rng.below(last as u64 + 1) as usize);
-        }
+        shuffle(&mut order, &mut SampleRng::new(seed, 0, 0, Purpose::Layout));
     }
     order
+}
+
+/// From the end as Fisher and Yates do.
+pub(crate) fn shuffle(order: &mut [u32], rng: &mut SampleRng) {
+    for last in (1..order.len()).rev() {
+        // `below(last + 1)` is at most `last`, so it fits.
+        order.swap(last, rng.below(last as u64 + 1) as usize);
+    }
 }
 
 /// So many shards of `shard_bytes` take `bytes`, rounded up.

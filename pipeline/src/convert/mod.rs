@@ -1,10 +1,10 @@
 //! Raw pictures and clips in, a set of shards out.
 //!
-//! [`imagenet`] and [`kinetics`] list a source, plan the shards, and make them; [`finish`] joins the parts that
+//! [`imagenet`], [`images`] and [`kinetics`] list a source, plan the shards, and make them; [`finish`] joins the parts that
 //! several machines made. Reading order:
 //!
 //! 1. what there is: `imagenet`, `kinetics` over `tree` (folders), `tar_index` (tars, read in place), `folder`
-//!    (class folders), `classes`; the result is a `source::Listing`
+//!    (class folders), `classes`, `table` (Parquet files of others); the result is a `source::Listing`
 //! 2. what will be done: `layout` (which item goes where), `plan` (written down), `work` (the folder it lies in)
 //! 3. doing it: `engine` over `in_order`, with `image_item` and `clip_item` for one item each, `coding` for their bytes
 //! 4. the end: `finish`, [`ConvertReport`]
@@ -16,7 +16,8 @@
 //!   clips depend on the version of FFmpeg as well, which is why the plan holds it and other versions are refused.
 //! - A shard has its name only when it is whole, and a record only after that. The manifest comes last.
 //! - A broken item is data: it is skipped, named and counted. A disk that fails is an error, never a thinner set.
-//! - Memory is bounded by the number of items (some 250 bytes each) and by the clips in work, not by the set's size.
+//! - Memory is bounded by the number of items (some 250 bytes each), by the clips in work, and by half a GiB of row groups
+//!   of Parquet files, not by the set's size.
 
 mod classes;
 mod clip_item;
@@ -38,6 +39,7 @@ mod progress;
 mod report;
 mod run;
 mod source;
+mod table;
 mod tar_index;
 mod tree;
 mod work;
@@ -52,4 +54,4 @@ pub use options::{Check, CommonOptions, FrameRange, ImagenetOptions, KineticsOpt
 pub use part::Part;
 pub use progress::{Progress, ProgressEvent};
 pub use report::{ConvertReport, Damaged, Skipped, SplitReport};
-pub use run::{imagenet, kinetics};
+pub use run::{imagenet, images, kinetics};

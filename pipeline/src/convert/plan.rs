@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
-use shards::{ClassName, Kind};
+use shards::{ClassName, Kind, hex};
 
 use super::source::{Listing, Place};
 
@@ -158,17 +158,6 @@ pub(crate) struct Wanted<'a> {
 /// In the order of the names, whatever features `serde_json` was built with.
 fn sorted(options: &Map<String, Value>) -> std::collections::BTreeMap<&String, &Value> {
     options.iter().collect()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes
-        .iter()
-        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-            // Writing to a `String` cannot fail.
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use super::progress::{Progress, ProgressEvent};
 use super::report::ConvertReport;
 use super::source::{Item, Listing};
 use super::work::{Record, Work, shard_file};
-use super::{imagenet as imagenet_source, kinetics as kinetics_source};
+use super::{imagenet as imagenet_source, kinetics as kinetics_source, table as table_source};
 use crate::codec::video::library_versions;
 use crate::stop::Stop;
 
@@ -52,14 +52,52 @@ pub fn imagenet(
     let start = Instant::now();
     say(progress, format!("listing {}", src.display()));
     let listing = imagenet_source::list(src, options)?;
-    let convert = |item: &Item, scratch: &mut _| convert_image(&listing, item, options, scratch);
+    pictures(src, &listing, dst, options, progress, stop, start)
+}
+
+/// Makes an image set of Parquet files that others wrote, such as those of the Hugging Face hub.
+///
+/// * `src`: a `.parquet` file, a folder of them, or the address of either (`hf://datasets/OWNER/NAME`); of a folder those
+///   files are read that belong to the split, see [`shards::ForeignSet::open_in`]. * `dst`: as in [`imagenet`].
+///
+/// A picture is called by its file's column of names, or by the path beside it without its ending; by its file and row
+/// where there is no such name or several rows have it. Rows without a picture are skipped, as are those of row groups
+/// that cannot be decoded.
+///
+/// # Errors
+/// As [`imagenet`].
+pub fn images(
+    src: &str,
+    dst: &str,
+    options: &ImagenetOptions,
+    progress: &dyn Progress,
+    stop: &Stop,
+) -> Result<ConvertReport> {
+    options.validate()?;
+    let start = Instant::now();
+    say(progress, format!("listing {src}"));
+    let listing = table_source::list(src, options)?;
+    let src = Path::new(src);
+    pictures(src, &listing, dst, options, progress, stop, start)
+}
+
+fn pictures(
+    src: &Path,
+    listing: &Listing,
+    dst: &str,
+    options: &ImagenetOptions,
+    progress: &dyn Progress,
+    stop: &Stop,
+    start: Instant,
+) -> Result<ConvertReport> {
+    let convert = |item: &Item, scratch: &mut _| convert_image(listing, item, options, scratch);
     let re_encoded = options.short_side.is_some();
     Run {
         kind: Kind::Images,
         src,
         common: &options.common,
         options: options.record(),
-        listing: &listing,
+        listing,
         convert: &convert,
         // Pictures that keep their bytes are as large as they are; pictures made smaller are all about as large.
         weight: &|item| {
@@ -147,12 +185,14 @@ impl Run<'_> {
         let _locks = work.lock(&self.common.split, self.common.part)?;
         let plan = self.plan(&work)?;
         let part = self.common.part.unwrap_or(Part::WHOLE);
-        let layout = Layout::new(
-            self.n_items()?,
-            plan.n_shards,
-            self.common.shuffle_seed,
-            self.weight,
-        );
+        let (n_items, seed) = (self.n_items()?, self.common.shuffle_seed);
+        let layout = match &self.listing.table {
+            None => Layout::new(n_items, plan.n_shards, seed, self.weight),
+            Some(table) => {
+                let order = table.order(&self.listing.items, seed);
+                Layout::of_order(order, plan.n_shards, self.weight)
+            }
+        };
         if is_finished(&work, &plan)? {
             return self.already_finished(&work, &layout, start);
         }
@@ -321,7 +361,11 @@ impl Run<'_> {
         if self.sample == 0 {
             return Ok(u64::try_from(total).unwrap_or(u64::MAX));
         }
-        let sample = evenly_spaced(n_items, self.sample.min(n_items.div_ceil(SAMPLE_SPACING)));
+        let n_sample = self.sample.min(n_items.div_ceil(SAMPLE_SPACING));
+        let sample = match &self.listing.table {
+            None => evenly_spaced(n_items, n_sample),
+            Some(table) => table.sample(&self.listing.items, n_sample),
+        };
         say(
             self.progress,
             format!("measuring {} of {n_items} items", sample.len()),

@@ -1,15 +1,15 @@
 //! What there is to convert: items, where their bytes lie, and how to read them.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use shards::ClassName;
+use shards::{ClassName, printable};
 
 use super::error::{Error, Result};
+use super::table::Table;
 
 /// One picture or clip of the source.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +33,8 @@ pub(crate) enum Place {
     File(Box<Path>),
     /// A stretch of an archive, which is an index into [`Listing::archives`].
     Member { archive: u32, offset: u64 },
+    /// A row of [`Listing::table`].
+    Row { group: u32, row: u32 },
     /// A list names it, but there is no such file.
     Absent(Box<Path>),
     /// The listing found it and found that it cannot be read: it is skipped.
@@ -52,6 +54,8 @@ pub(crate) struct Broken {
 pub(crate) struct Listing {
     pub root: PathBuf,
     pub archives: Vec<Archive>,
+    /// The rows, if the source is Parquet files.
+    pub table: Option<Table>,
     pub items: Vec<Item>,
     /// Labels index these.
     pub classes: Vec<ClassName>,
@@ -79,7 +83,7 @@ impl Listing {
             .find(|(one, next)| one.key == next.key);
         if let Some((one, next)) = twice {
             let name = |item: &Item| match &item.place {
-                Place::Named | Place::Broken(_) => file_name(item),
+                Place::Named | Place::Row { .. } | Place::Broken(_) => file_name(item),
                 Place::File(path) | Place::Absent(path) => path.display().to_string(),
                 Place::Member { archive, .. } => {
                     let archive = archives
@@ -97,6 +101,7 @@ impl Listing {
         Ok(Self {
             root,
             archives,
+            table: None,
             items,
             classes,
             notes,
@@ -108,7 +113,7 @@ impl Listing {
         match &item.place {
             Place::Named => Some(self.root.join(file_name(item))),
             Place::File(path) => Some(self.root.join(path)),
-            Place::Member { .. } | Place::Absent(_) | Place::Broken(_) => None,
+            Place::Member { .. } | Place::Row { .. } | Place::Absent(_) | Place::Broken(_) => None,
         }
     }
 
@@ -116,7 +121,8 @@ impl Listing {
     /// open files.
     ///
     /// # Errors
-    /// [`Error::Read`] if the system fails, [`Error::Changed`] if the file is not as long as it was listed.
+    /// [`Error::Read`] if the system fails, [`Error::Changed`] if the file is not as long as it was listed; those of
+    /// [`Table::read`].
     pub fn read(&self, item: &Item) -> Result<Vec<u8>> {
         match &item.place {
             Place::Named | Place::File(_) => {
@@ -141,6 +147,11 @@ impl Listing {
                     .get(*archive as usize)
                     .ok_or_else(|| Error::Internal(format!("no archive {archive}")))?;
                 archive.read_at(*offset, item.bytes)
+            }
+            Place::Row { group, row } => {
+                let table = self.table.as_ref();
+                let table = table.ok_or_else(|| Error::Internal("rows of no table".into()))?;
+                table.read(*group, *row)
             }
             Place::Absent(path) => Err(Error::Read {
                 path: path.to_path_buf(),
@@ -241,22 +252,6 @@ impl Ignored {
     }
 }
 
-/// A name as it may be shown: control characters, which could steer a terminal, are escaped.
-pub(crate) fn printable(name: &str) -> Cow<'_, str> {
-    if !name.contains(char::is_control) {
-        return name.into();
-    }
-    let mut shown = String::with_capacity(name.len() + 8);
-    for character in name.chars() {
-        if character.is_control() {
-            shown.extend(character.escape_default());
-        } else {
-            shown.push(character);
-        }
-    }
-    shown.into()
-}
-
 /// Splits `a/b.c` into `a/b` and `.c`; a name without a dot has an empty ending.
 pub(crate) fn split_extension(path: &str) -> (&str, &str) {
     let name_start = path.rfind('/').map_or(0, |slash| slash + 1);
@@ -328,8 +323,6 @@ mod tests {
 
     #[test]
     fn names_are_shown_without_control_characters() {
-        assert_eq!(printable("a/Größe.jpg"), "a/Größe.jpg");
-        assert_eq!(printable("a\x1b[2Jb\n"), "a\\u{1b}[2Jb\\n");
         let mut ignored = Ignored::default();
         ignored.add("things", "x\x07");
         assert_eq!(ignored.into_notes(), ["ignored 1 things, first: x\\u{7}"]);

@@ -6,10 +6,11 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use shards::printable;
 use tar::EntryType;
 
 use super::error::{Error, Result};
-use super::source::{Broken, Ignored, Place, printable};
+use super::source::{Broken, Ignored, Place};
 use super::tree::{BrokenEntry, BrokenKind, Entry};
 
 /// How deep tars may lie in tars: ImageNet's training tar holds one tar a class.

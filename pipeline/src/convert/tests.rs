@@ -7,3 +7,4 @@ mod interrupted;
 mod several_runs;
 mod shared_data;
 mod support;
+mod tables;

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 use sha2::{Digest, Sha256};
+use shards::hex;
 
 use crate::error::Result;
 use crate::loader::order::Order;
@@ -51,8 +52,7 @@ pub fn hash(batches: impl IntoIterator<Item = (LoaderState, Vec<u64>)>) -> Strin
             hasher.update(number.to_le_bytes());
         }
     }
-    let digits = hasher.finalize();
-    digits.iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&hasher.finalize())
 }
 
 /// How well an order mixes what is stored side by side.

@@ -1,23 +1,26 @@
 //! The waiting stage: reads the encoded pictures that a sample's views need, each by itself or out of a row group that
 //! was read whole.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use crossbeam_channel::Sender;
 
 use crate::error::Error;
 use crate::loader::batch::Place;
-use crate::loader::read_ahead::ReadAhead;
+use crate::loader::read_ahead::{Loaded, ReadAhead, Room};
 use crate::loader::source::{Pictures, Sample};
 use crate::loader::stats::Stopwatch;
 use crate::loader::{Shared, guarded};
 use crate::views::{Frames, SampleKey};
 
 /// A sample with its encoded pictures.
-#[derive(Debug)]
 pub(super) struct Fetched {
     pub(super) key: SampleKey,
     pub(super) sample: Sample,
     pub(super) pages: Pages,
+    /// Of the row group whose bytes the pictures are, which they keep in memory.
+    pub(super) _room: Option<Arc<Room>>,
 }
 
 /// The pictures of a sample in the order of its views.
@@ -68,7 +71,12 @@ pub(super) fn run(shared: &Shared, fetched: &Sender<Delivery>) {
                 let index = shared.order.index(key.sample);
                 let group = ahead.group(key.epoch, place.position, index);
                 shared.fetch.add_waiting_in(watch.lap());
-                fetch_from(shared, group.map_err(Trouble::Fatal)?.as_ref(), key)
+                let Loaded { pictures, room } = group.map_err(Trouble::Fatal)?;
+                let fetched = fetch_from(shared, pictures.as_ref(), key)?;
+                Ok(Fetched {
+                    _room: Some(room),
+                    ..fetched
+                })
             }
         })
         .unwrap_or_else(|panic| Err(Trouble::Fatal(panic)));
@@ -133,7 +141,12 @@ fn fetch_from(
         Frames::Two(frames) => pictures.pair(index, frames).map(Pages::Two),
     };
     match pages {
-        Ok(pages) => Ok(Fetched { key, sample, pages }),
+        Ok(pages) => Ok(Fetched {
+            key,
+            sample,
+            pages,
+            _room: None,
+        }),
         Err(error) => Err(trouble(Some(&sample.key), error)),
     }
 }

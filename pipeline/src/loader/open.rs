@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use shards::{Environment, ForeignSet, ShardSet, Store};
+use shards::{Environment, ForeignSet, ShardSet, Store, parquet_file};
 
-use crate::config::{DataConfig, Select, SourceConfig};
+use crate::config::{DataConfig, SourceConfig};
 use crate::error::{Error, Result};
 use crate::loader::foreign::Foreign;
 use crate::loader::mix::Mix;
@@ -22,12 +22,20 @@ pub fn source(config: &DataConfig) -> Result<Arc<dyn Source>> {
     config.validate()?;
     let mut sources = Vec::new();
     for source in config.sources() {
-        let store = Store::open_with(&source.path, &config.store, &Environment::of_process())?;
+        let (path, file) = match parquet_file(&source.path) {
+            Some((folder, file)) => (folder, Some(file)),
+            None => (source.path.as_str(), None),
+        };
+        let store = Store::open_with(path, &config.store, &Environment::of_process())?;
         let store = match &config.cache {
             Some(cache) => store.with_cache(cache)?,
             None => store,
         };
-        sources.push((open(store, &source)?, source.weight));
+        let opened = match file {
+            Some(file) => foreign(ForeignSet::open_file(store, file, &source.split)?, &source)?,
+            None => open(store, &source)?,
+        };
+        sources.push((opened, source.weight));
     }
     Ok(match sources.as_slice() {
         [(only, 1.0)] => Arc::clone(only),
@@ -87,25 +95,12 @@ fn open(store: Store, source: &SourceConfig) -> Result<Arc<dyn Source>> {
 }
 
 fn foreign(set: ForeignSet, source: &SourceConfig) -> Result<Arc<dyn Source>> {
-    let n_samples = set.n_samples();
-    let all: Arc<dyn Source> = Arc::new(Foreign::new(set));
-    let Select { max_samples, .. } = source.select;
-    let only_fewer = Select {
-        max_samples,
-        ..Select::default()
-    };
-    if source.select != only_fewer {
-        return Err(Error::Invalid {
-            name: "data.select",
-            value: format!("{:?}", source.select),
-            expected: format!(
-                "max_samples alone: {} was not made by `pairquet convert`",
-                source.path
-            ),
-        });
+    if source.select.is_all() {
+        return Ok(Arc::new(Foreign::new(set)));
     }
-    Ok(match max_samples {
-        Some(most) if most < n_samples => Arc::new(Selected::new(all, (0..most).collect())),
-        _ => all,
-    })
+    let indices = select(&set, &source.select)?;
+    Ok(Arc::new(Selected::new(
+        Arc::new(Foreign::new(set)),
+        indices,
+    )))
 }

@@ -13,11 +13,11 @@ use crate::views::Views;
 
 /// What a request to a bucket costs besides its bytes, as bytes: what 100 MiB/s bring in 30 ms, shared by as many requests
 /// as are under way at once.
-const REQUEST_BYTES: u64 = 48 << 10;
+const REQUEST_BYTES: u64 = 24 << 10;
 
-/// Readers of single pictures from a bucket, where a read takes tens of milliseconds; one keeps up with any number of
-/// workers on a disk.
-const REMOTE_PAGE_READERS: usize = 64;
+/// Readers of single pictures from a bucket, where a read takes tens of milliseconds: 100 MiB/s at 30 ms are 90 pairs of frames
+/// under way. One keeps up with any number of workers on a disk.
+const REMOTE_PAGE_READERS: usize = 128;
 
 /// Readers of row groups from a bucket: each of their reads lasts long enough to fill a connection.
 const REMOTE_GROUP_READERS: usize = 8;
@@ -55,21 +55,25 @@ pub struct Line {
 }
 
 impl ReadPlan {
+    /// Reads that are under way at once.
+    pub fn readers(&self) -> usize {
+        match self.read {
+            ReadKind::Pages => self.fetch_threads,
+            ReadKind::Groups => self.read_threads,
+        }
+    }
+
     /// Seconds that one rank's reads of one batch take on `line`, if nothing is read ahead: the longer of what the bytes
     /// take and what the requests take, as many at once as there are readers.
     ///
     /// * `batches`: of an epoch.
     pub fn seconds_per_batch(&self, line: Line, batches: u64) -> f64 {
-        let readers = match self.read {
-            ReadKind::Pages => self.fetch_threads,
-            ReadKind::Groups => self.read_threads,
-        };
         let bytes = self.bytes as f64 / line.bytes_per_s;
-        let requests = self.requests as f64 * line.latency_s / readers.max(1) as f64;
+        let requests = self.requests as f64 * line.latency_s / self.readers().max(1) as f64;
         bytes.max(requests) / batches.max(1) as f64
     }
 
-    /// The plan of `config` for `rank` of a run over `source`.
+    /// The plan of `config` for `rank` of a run over `source`, whichever its seed.
     ///
     /// # Errors
     /// As the loader's: [`Error::Invalid`] if the configuration does not fit itself, the set or the ranks.
@@ -79,11 +83,11 @@ impl ReadPlan {
         Self::new(config, source, &order, rank)
     }
 
-    /// The plan of `config` for the part of `order` that falls to `rank`.
+    /// The plan of a valid `config` for the part of its `order` that falls to `rank`.
     ///
     /// # Errors
     /// [`Error::Invalid`] if row groups are asked for in an order that has no windows, or do not fit into the memory.
-    pub(super) fn new(
+    pub fn new(
         config: &DataConfig,
         source: &dyn Source,
         order: &Order,

@@ -1,12 +1,13 @@
 //! Whole row groups, read ahead of the samples that need them within a budget of memory.
 //!
-//! An epoch's groups form windows whose samples are drawn from one window after the other. The window in use is always
-//! read; those behind it as far as the budget goes, over the end of the epoch too. Each group is read at most once an
-//! epoch.
+//! An epoch's groups form windows whose samples are drawn from one window after the other. The window in use is read
+//! first, those behind it as far as the budget goes, over the end of the epoch too. Each group is read at most once an
+//! epoch. A group takes of the budget from when it is asked for until the last picture taken from it is decoded: those on
+//! their way through the queue keep the bytes of their whole group.
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 
 use crate::error::Error;
 use crate::loader::batch::lock;
@@ -19,9 +20,36 @@ pub(super) struct ReadAhead {
     order: Order,
     batching: Batching,
     budget_bytes: u64,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
     state: Mutex<State>,
     /// Signalled when a group has come, and when there is room for more.
     changed: Condvar,
+}
+
+/// What a group takes of the budget, given back with the last that holds it.
+pub(super) struct Room {
+    bytes: u64,
+    shared: Weak<Shared>,
+}
+
+impl Drop for Room {
+    // Never while the state is locked.
+    fn drop(&mut self) {
+        if let Some(shared) = self.shared.upgrade() {
+            lock(&shared.state).taken_bytes -= self.bytes;
+            shared.changed.notify_all();
+        }
+    }
+}
+
+/// A group that was read. Whoever takes pictures of it keeps the room for as long as the pictures.
+#[derive(Clone)]
+pub(super) struct Loaded {
+    pub(super) pictures: Arc<dyn Pictures>,
+    pub(super) room: Arc<Room>,
 }
 
 struct State {
@@ -29,7 +57,7 @@ struct State {
     windows: VecDeque<OpenWindow>,
     /// Windows that were closed.
     n_closed: u64,
-    /// Bytes of the groups that are being read or have come.
+    /// Bytes of the groups that are being read, or have come and are not done with.
     taken_bytes: u64,
     next: Next,
     stopped: bool,
@@ -51,7 +79,7 @@ struct OpenWindow {
 enum Progress {
     Waiting,
     Reading,
-    Ready(Arc<dyn Pictures>),
+    Ready(Loaded),
     /// Until it has been told.
     Failed(Option<Error>),
 }
@@ -61,6 +89,7 @@ struct Task {
     window: u64,
     place: usize,
     group: usize,
+    room: Room,
 }
 
 impl ReadAhead {
@@ -88,8 +117,10 @@ impl ReadAhead {
             order,
             batching,
             budget_bytes,
-            state: Mutex::new(state),
-            changed: Condvar::new(),
+            shared: Arc::new(Shared {
+                state: Mutex::new(state),
+                changed: Condvar::new(),
+            }),
         }
     }
 
@@ -109,22 +140,25 @@ impl ReadAhead {
             return false;
         };
         let progress = match read(task.group) {
-            Ok(group) => Progress::Ready(group.into()),
+            Ok(group) => Progress::Ready(Loaded {
+                pictures: group.into(),
+                room: Arc::new(task.room),
+            }),
             Err(error) => Progress::Failed(Some(error)),
         };
-        let mut state = lock(&self.state);
+        let mut state = lock(&self.shared.state);
         // The window may have been closed in the meantime: this rank needed nothing of the group.
         let at = task.window.checked_sub(state.n_closed);
         if let Some(window) = at.and_then(|at| state.windows.get_mut(at as usize)) {
             window.groups[task.place].1 = progress;
         }
         drop(state);
-        self.changed.notify_all();
+        self.shared.changed.notify_all();
         true
     }
 
     fn next_task(&self) -> Option<Task> {
-        let mut state = lock(&self.state);
+        let mut state = lock(&self.shared.state);
         loop {
             if state.stopped {
                 return None;
@@ -132,10 +166,7 @@ impl ReadAhead {
             if let Some(task) = self.take_task(&mut state) {
                 return Some(task);
             }
-            state = self
-                .changed
-                .wait(state)
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            state = self.wait(state);
         }
     }
 
@@ -155,16 +186,19 @@ impl ReadAhead {
                     Some((at, place, &mut window.groups[place]))
                 });
             if let Some((at, place, (group, progress))) = waiting {
-                let group = *group;
-                if at > 0 && taken + bytes_of(group) > self.budget_bytes {
+                let (group, bytes) = (*group, bytes_of(*group));
+                // A window always fits, so there is room once what lingers of those before it is done with.
+                if taken + bytes > self.budget_bytes {
                     return None;
                 }
                 *progress = Progress::Reading;
-                state.taken_bytes += bytes_of(group);
+                state.taken_bytes += bytes;
+                let shared = Arc::downgrade(&self.shared);
                 return Some(Task {
                     window: n_closed + at as u64,
                     place,
                     group,
+                    room: Room { bytes, shared },
                 });
             }
             if !state.windows.is_empty() && taken >= self.budget_bytes {
@@ -204,19 +238,20 @@ impl ReadAhead {
     ///
     /// # Errors
     /// What reading the group met, or [`Error::LoaderStopped`].
-    pub(super) fn group(
-        &self,
-        epoch: u64,
-        position: u64,
-        index: u64,
-    ) -> Result<Arc<dyn Pictures>, Error> {
+    pub(super) fn group(&self, epoch: u64, position: u64, index: u64) -> Result<Loaded, Error> {
         let number = self.order.group_of(index);
-        let mut state = lock(&self.state);
+        let mut state = lock(&self.shared.state);
         loop {
             if state.stopped {
                 return Err(Error::LoaderStopped);
             }
-            self.close_before(&mut state, epoch, position);
+            let closed = Self::close_before(&mut state, epoch, position);
+            if !closed.is_empty() {
+                drop(state);
+                drop(closed);
+                state = lock(&self.shared.state);
+                continue;
+            }
             let found = state.windows.front_mut().and_then(|window| {
                 window
                     .groups
@@ -224,37 +259,32 @@ impl ReadAhead {
                     .find_map(|(group, progress)| (*group == number).then_some(progress))
             });
             match found {
-                Some(Progress::Ready(group)) => return Ok(Arc::clone(group)),
+                Some(Progress::Ready(group)) => return Ok(group.clone()),
                 Some(Progress::Failed(error)) => {
                     return Err(error.take().unwrap_or(Error::LoaderStopped));
                 }
-                _ => {
-                    state = self
-                        .changed
-                        .wait(state)
-                        .unwrap_or_else(std::sync::PoisonError::into_inner);
-                }
+                _ => state = self.wait(state),
             }
         }
     }
 
-    fn close_before(&self, state: &mut State, epoch: u64, position: u64) {
+    fn wait<'a>(&'a self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        let woken = self.shared.changed.wait(state);
+        woken.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the windows that end before a position; their groups are to be dropped when the state is not locked.
+    fn close_before(state: &mut State, epoch: u64, position: u64) -> Vec<OpenWindow> {
         let is_past =
             |window: &mut OpenWindow| (window.epoch, window.positions.end) <= (epoch, position);
-        while let Some(window) = state.windows.pop_front_if(is_past) {
-            let taken = window.groups.iter().filter_map(|(group, progress)| {
-                let taken = !matches!(progress, Progress::Waiting);
-                taken.then(|| self.order.groups()[*group].bytes)
-            });
-            state.taken_bytes -= taken.sum::<u64>();
-            state.n_closed += 1;
-            self.changed.notify_all();
-        }
+        let closed: Vec<_> = std::iter::from_fn(|| state.windows.pop_front_if(is_past)).collect();
+        state.n_closed += closed.len() as u64;
+        closed
     }
 
     /// Ends the reading: nobody waits any longer.
     pub(super) fn stop(&self) {
-        lock(&self.state).stopped = true;
-        self.changed.notify_all();
+        lock(&self.shared.state).stopped = true;
+        self.shared.changed.notify_all();
     }
 }

@@ -3,11 +3,10 @@
 use std::collections::HashSet;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use shards::{Column, Kind, ShardSet};
+use shards::{Bounds, ClassName, Column, ForeignSet, Kind, ShardSet, in_parallel};
 
 use crate::config::Select;
 use crate::error::{Error, Result};
@@ -15,8 +14,8 @@ use crate::loader::batch::lock;
 use crate::loader::order::Group;
 use crate::loader::source::{Pictures, Sample, Source, SourceFile};
 
-/// Shards of a bucket whose columns are read at once.
-const REMOTE_READERS: usize = 16;
+/// Parts of a set that are read at once.
+const READERS: usize = 16;
 
 /// The samples of a source that were selected.
 pub(super) struct Selected {
@@ -126,18 +125,116 @@ impl Pictures for SelectedGroup {
     }
 }
 
-/// The samples of a split that meet the conditions, as rising indices. Of the shards only the columns that are asked about
-/// are read.
+/// A set whose samples can be told apart without their pictures.
+pub(super) trait Choosable: Sync {
+    fn split(&self) -> &str;
+
+    fn n_samples(&self) -> u64;
+
+    fn class_names(&self) -> &[ClassName];
+
+    /// Parts that are looked at one by one, in order.
+    fn n_parts(&self) -> usize;
+
+    /// The samples of a part that are wanted, as rising indices. Row groups whose statistics exclude what is wanted are
+    /// not read.
+    fn matching(&self, part: usize, wanted: &Wanted) -> shards::Result<Vec<u64>>;
+}
+
+/// Shard by shard: a footer is read by itself.
+impl Choosable for ShardSet {
+    fn split(&self) -> &str {
+        self.split()
+    }
+
+    fn n_samples(&self) -> u64 {
+        self.n_samples()
+    }
+
+    fn class_names(&self) -> &[ClassName] {
+        self.class_names()
+    }
+
+    fn n_parts(&self) -> usize {
+        self.n_shards() as usize
+    }
+
+    fn matching(&self, part: usize, wanted: &Wanted) -> shards::Result<Vec<u64>> {
+        let clips = self.kind() == Kind::Clips;
+        let name = if clips { Column::Clip } else { Column::Key };
+        let columns = [
+            clips.then_some(Column::NFrames),
+            wanted.labels.is_some().then_some(Column::Label),
+            wanted.reads_names().then_some(name),
+        ];
+        let columns: Vec<Column> = columns.into_iter().flatten().collect();
+        let mut matching = Vec::new();
+        let groups =
+            self.columns_where(part as u32, &columns, |bounds| wanted.may_be_in(bounds))?;
+        for (first_sample, columns) in groups {
+            let n_rows = columns.labels.len().max(columns.names.len());
+            let (mut row, mut index) = (0, first_sample);
+            while row < n_rows {
+                let label = columns.labels.get(row).copied().flatten();
+                let name = columns.names.get(row).map(AsRef::as_ref);
+                if wanted.holds(label, name) {
+                    matching.push(index);
+                }
+                let n_frames = columns.n_frames.get(row).copied().unwrap_or(1);
+                row += usize::try_from(n_frames).unwrap_or(1).max(1);
+                index += 1;
+            }
+        }
+        Ok(matching)
+    }
+}
+
+/// Row group by row group: all footers are in memory.
+impl Choosable for ForeignSet {
+    fn split(&self) -> &str {
+        self.split()
+    }
+
+    fn n_samples(&self) -> u64 {
+        self.n_samples()
+    }
+
+    fn class_names(&self) -> &[ClassName] {
+        self.class_names()
+    }
+
+    fn n_parts(&self) -> usize {
+        self.n_groups()
+    }
+
+    fn matching(&self, part: usize, wanted: &Wanted) -> shards::Result<Vec<u64>> {
+        if !wanted.may_be_in(&self.bounds(part)?) {
+            return Ok(Vec::new());
+        }
+        let rows = self.load_rows(part, wanted.labels.is_some(), wanted.reads_names())?;
+        let first_sample = self.group(part)?.first_sample;
+        let mut matching = Vec::new();
+        for row in 0..rows.n_rows() {
+            if wanted.holds(rows.label(row)?, Some(&rows.name(row)?)) {
+                matching.push(first_sample + row);
+            }
+        }
+        Ok(matching)
+    }
+}
+
+/// The samples of a split that meet the conditions, as rising indices. Only the columns that are asked about are read.
 ///
 /// # Errors
 /// [`Error::Invalid`] for a class or key that the split does not have, and if no sample is left; [`Error::Io`] for the list
 /// of keys; [`Error::Shards`].
-pub(super) fn select(set: &ShardSet, select: &Select) -> Result<Vec<u64>> {
+pub(super) fn select(set: &dyn Choosable, select: &Select) -> Result<Vec<u64>> {
     let wanted = Wanted::new(set, select)?;
     let mut indices = if wanted.is_everything() {
         (0..set.n_samples()).collect()
     } else {
-        matching(set, &wanted)?
+        let matching = |part| set.matching(part, &wanted);
+        in_parallel(set.n_parts(), READERS, matching)?.concat()
     };
     wanted.check_all_found(set)?;
     if let Some(most) = select.max_samples {
@@ -157,79 +254,21 @@ pub(super) fn select(set: &ShardSet, select: &Select) -> Result<Vec<u64>> {
     Ok(indices)
 }
 
-fn matching(set: &ShardSet, wanted: &Wanted) -> Result<Vec<u64>> {
-    let next = AtomicU32::new(0);
-    let found = Mutex::new(Vec::new());
-    let work = || -> Result<()> {
-        loop {
-            let shard = next.fetch_add(1, Ordering::Relaxed);
-            if shard >= set.n_shards() {
-                return Ok(());
-            }
-            let matching = matching_in(set, shard, wanted)?;
-            lock(&found).push((shard, matching));
-        }
-    };
-    std::thread::scope(|scope| {
-        let readers = REMOTE_READERS.min(set.n_shards() as usize);
-        let readers: Vec<_> = (0..readers).map(|_| scope.spawn(work)).collect();
-        let lost = |_| {
-            Err(Error::Panic {
-                stage: "select",
-                message: "a reader of columns".to_owned(),
-            })
-        };
-        let outcomes = readers.into_iter().map(|r| r.join().unwrap_or_else(lost));
-        outcomes.collect::<Result<Vec<()>>>()
-    })?;
-    let mut found = std::mem::take(&mut *lock(&found));
-    found.sort_unstable_by_key(|(shard, _)| *shard);
-    Ok(found.into_iter().flat_map(|(_, indices)| indices).collect())
-}
-
-/// The samples of one shard that are wanted.
-fn matching_in(set: &ShardSet, shard: u32, wanted: &Wanted) -> Result<Vec<u64>> {
-    let clips = set.kind() == Kind::Clips;
-    let mut columns = Vec::new();
-    if clips {
-        columns.push(Column::NFrames);
-    }
-    if wanted.labels.is_some() {
-        columns.push(Column::Label);
-    }
-    if wanted.reads_names() {
-        columns.push(if clips { Column::Clip } else { Column::Key });
-    }
-    let (_, columns) = set.columns(shard, &columns)?;
-    let samples = set.samples_of(shard);
-    let (mut row, mut matching) = (0, Vec::new());
-    for index in samples {
-        let label = columns.labels.get(row).copied().flatten();
-        let name = columns.names.get(row).map(AsRef::as_ref);
-        if wanted.holds(label, name) {
-            matching.push(index);
-        }
-        let n_frames = columns.n_frames.get(row).copied().unwrap_or(1);
-        row += usize::try_from(n_frames).unwrap_or(1).max(1);
-    }
-    Ok(matching)
-}
-
 /// The conditions, ready to be held against samples.
-struct Wanted {
+pub(super) struct Wanted {
     labels: Option<HashSet<i32>>,
     patterns: Vec<glob::Pattern>,
     listed: Option<Listed>,
 }
 
-/// Keys of a file, and which of them were met.
+/// Keys of a file, sorted, and which of them were met.
 struct Listed {
-    keys: HashSet<String>,
-    met: Mutex<HashSet<String>>,
+    keys: Vec<String>,
+    met: Mutex<Vec<bool>>,
 }
 
 impl Wanted {
-    fn new(set: &ShardSet, select: &Select) -> Result<Self> {
+    fn new(set: &dyn Choosable, select: &Select) -> Result<Self> {
         let label = |class: &String| label_of(set, class);
         let labels: HashSet<i32> = select.classes.iter().map(label).collect::<Result<_>>()?;
         let pattern = |text: &String| {
@@ -242,10 +281,11 @@ impl Wanted {
         let listed = |path: &Path| -> Result<Listed> {
             let text = std::fs::read_to_string(path).map_err(Error::io("reading", path))?;
             let keys = text.lines().map(str::trim).filter(|key| !key.is_empty());
-            Ok(Listed {
-                keys: keys.map(str::to_owned).collect(),
-                met: Mutex::default(),
-            })
+            let mut keys: Vec<String> = keys.map(str::to_owned).collect();
+            keys.sort_unstable();
+            keys.dedup();
+            let met = Mutex::new(vec![false; keys.len()]);
+            Ok(Listed { keys, met })
         };
         Ok(Self {
             labels: (!labels.is_empty()).then_some(labels),
@@ -262,15 +302,31 @@ impl Wanted {
         self.labels.is_none() && !self.reads_names()
     }
 
+    /// Whether a row group of which this is known may hold a sample that is wanted.
+    fn may_be_in(&self, bounds: &Bounds) -> bool {
+        let of_class = |labels: &HashSet<i32>| labels.iter().any(|&l| bounds.may_have_label(l));
+        let begins = |pattern: &glob::Pattern| {
+            let text = pattern.as_str();
+            let literal = text.find(['*', '?', '[']).unwrap_or(text.len());
+            bounds.may_have_prefix(&text[..literal])
+        };
+        self.labels.as_ref().is_none_or(of_class)
+            && (self.patterns.is_empty() || self.patterns.iter().any(begins))
+            && self
+                .listed
+                .as_ref()
+                .is_none_or(|l| bounds.may_have_name(&l.keys))
+    }
+
     fn holds(&self, label: Option<i32>, name: Option<&str>) -> bool {
         let of_class = |labels: &HashSet<i32>| label.is_some_and(|label| labels.contains(&label));
         let name = name.unwrap_or_default();
         let in_list = |listed: &Listed| {
-            let is_listed = listed.keys.contains(name);
-            if is_listed {
-                lock(&listed.met).insert(name.to_owned());
+            let found = listed.keys.binary_search_by(|key| key.as_str().cmp(name));
+            if let Ok(at) = found {
+                lock(&listed.met)[at] = true;
             }
-            is_listed
+            found.is_ok()
         };
         let matches = |pattern: &glob::Pattern| pattern.matches(name);
         self.listed.as_ref().is_none_or(in_list)
@@ -279,18 +335,18 @@ impl Wanted {
     }
 
     /// A key that is asked for by its name and is not there is a mistake in the list or in the choice of the set.
-    fn check_all_found(&self, set: &ShardSet) -> Result<()> {
+    fn check_all_found(&self, set: &dyn Choosable) -> Result<()> {
         let Some(listed) = &self.listed else {
             return Ok(());
         };
         let met = lock(&listed.met);
-        let mut missing: Vec<&String> = listed.keys.difference(&met).collect();
-        missing.sort_unstable();
-        match missing.first() {
+        let keys = listed.keys.iter().zip(met.iter());
+        let mut missing = keys.filter(|(_, met)| !**met).map(|(key, _)| key);
+        match missing.next() {
             None => Ok(()),
             Some(first) => Err(Error::Invalid {
                 name: "data.select.key_list",
-                value: format!("{first:?} and {} more", missing.len() - 1),
+                value: format!("{first:?} and {} more", missing.count()),
                 expected: format!("keys of split {:?}", set.split()),
             }),
         }
@@ -298,7 +354,7 @@ impl Wanted {
 }
 
 /// The label of a class that is given by its id, its name or the label itself.
-fn label_of(set: &ShardSet, class: &str) -> Result<i32> {
+fn label_of(set: &dyn Choosable, class: &str) -> Result<i32> {
     let classes = set.class_names();
     let labels: Range<usize> = 0..classes.len();
     let by_id = labels.clone().find(|&at| classes[at].id == class);

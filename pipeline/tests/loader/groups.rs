@@ -1,14 +1,16 @@
 //! Whole row groups in place of single pictures: the same batches, each group read once, within the memory given.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use pipeline::config::{DataConfig, OrderKind, ReadKind, ViewsKind};
-use pipeline::loader::{Loader, Rank, ReadPlan};
+use pipeline::loader::order::Group;
+use pipeline::loader::{Loader, Pictures, Rank, ReadPlan, Sample, Source};
 use proptest::prelude::*;
 
-use crate::source::{GROUP_BYTES, MemorySource};
+use crate::source::{GROUP_BYTES, MemorySource, picture};
 use crate::{SEED, at, config, start, take};
 
 fn by(read: ReadKind, config: DataConfig) -> DataConfig {
@@ -81,12 +83,116 @@ fn each_group_is_read_once_an_epoch_and_memory_is_bounded() {
         assert!(groups.into_iter().eq(0..24), "{reads:?}");
     }
     assert!(reads.len() > 72, "nothing is read ahead of the next epoch");
-    // Those of a window that has just been closed may still be on their way through the queue.
     let most = source.most_groups.load(Ordering::SeqCst);
-    assert!(
-        (4..=5 + window_groups as u64).contains(&most),
-        "{most} groups in memory"
-    );
+    assert!((4..=5).contains(&most), "{most} groups in memory");
+}
+
+/// Images in row groups of one to five units of memory, whose pictures are parts of the group's bytes as those of a shard are.
+#[derive(Default)]
+struct Weighed {
+    in_memory: Arc<AtomicU64>,
+    most: Arc<AtomicU64>,
+}
+
+const UNIT_BYTES: u64 = 256 << 10;
+
+/// Memory that tells when it goes.
+struct Tracked(Vec<u8>, Arc<AtomicU64>);
+
+impl AsRef<[u8]> for Tracked {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Tracked {
+    fn drop(&mut self) {
+        self.1.fetch_sub(self.0.len() as u64, Ordering::SeqCst);
+    }
+}
+
+struct WeighedGroup(Bytes);
+
+impl Pictures for WeighedGroup {
+    fn sample(&self, index: u64) -> shards::Result<Sample> {
+        Ok(Sample {
+            n_frames: 1,
+            label: None,
+            key: index.to_string().into(),
+        })
+    }
+
+    fn picture(&self, _index: u64, _frame: u32) -> shards::Result<Bytes> {
+        Ok(self.0.slice(..picture(0).len()))
+    }
+}
+
+impl Pictures for Weighed {
+    fn sample(&self, _index: u64) -> shards::Result<Sample> {
+        panic!("a sample that was not read with its group")
+    }
+
+    fn picture(&self, _index: u64, _frame: u32) -> shards::Result<Bytes> {
+        panic!("a picture that was not read with its group")
+    }
+}
+
+impl Source for Weighed {
+    fn n_samples(&self) -> u64 {
+        400
+    }
+
+    fn holds_clips(&self) -> bool {
+        false
+    }
+
+    fn groups(&self) -> Vec<Group> {
+        let group = |number: u64| Group {
+            first_sample: number * 4,
+            n_samples: 4,
+            n_pictures: 4,
+            bytes: (number % 5 + 1) * UNIT_BYTES,
+        };
+        (0..100).map(group).collect()
+    }
+
+    fn load_group(&self, number: usize) -> shards::Result<Box<dyn Pictures>> {
+        let n_bytes = self.groups()[number].bytes;
+        let mut bytes = picture(0).to_vec();
+        bytes.resize(n_bytes as usize, 0);
+        let now = self.in_memory.fetch_add(n_bytes, Ordering::SeqCst) + n_bytes;
+        self.most.fetch_max(now, Ordering::SeqCst);
+        let tracked = Tracked(bytes, Arc::clone(&self.in_memory));
+        Ok(Box::new(WeighedGroup(Bytes::from_owner(tracked))))
+    }
+}
+
+#[test]
+fn the_bytes_in_memory_never_exceed_the_budget() {
+    // The largest window of 3 takes 15 units; the least budget there is makes that exactly fit.
+    for (read_ahead_mib, threads) in [(4, 1), (4, 4), (6, 4)] {
+        let source = Weighed::default();
+        let (most, in_memory) = (source.most.clone(), source.in_memory.clone());
+        let config = DataConfig {
+            size: 4,
+            order: Some(OrderKind::Blocks),
+            window_groups: 3,
+            io_threads: 4,
+            threads,
+            prefetch_batches: 4,
+            read_ahead_mib,
+            ..by(ReadKind::Groups, config(16))
+        };
+        let source = Arc::new(source);
+        let mut loader =
+            Loader::from_source(source, &config, SEED, Rank::SINGLE, at(0, 0)).unwrap();
+        take(&mut loader, 75); // three epochs
+        drop(loader);
+        let (most, budget) = (most.load(Ordering::SeqCst), read_ahead_mib << 20);
+        assert!(most <= budget, "{most} bytes of {budget}");
+        assert!(most > budget / 2, "{most} bytes: nothing is read ahead");
+        assert_eq!(in_memory.load(Ordering::SeqCst), 0, "kept after the end");
+    }
 }
 
 #[test]

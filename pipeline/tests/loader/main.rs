@@ -10,6 +10,7 @@ mod huge;
 mod mix;
 mod pairs;
 mod parts;
+mod select;
 mod shard_set;
 mod source;
 mod speed;

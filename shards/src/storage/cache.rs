@@ -25,8 +25,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
 
-use super::writer::hex;
 use crate::error::{Error, Result};
+use crate::hex::hex;
 
 /// The folder within the one that was given; the number is that of the layout.
 const FOLDER: &str = "pairquet-cache-1";

@@ -6,6 +6,7 @@
 
 mod address;
 mod backend;
+mod body;
 mod cache;
 mod disk;
 mod fault;
@@ -47,7 +48,6 @@ pub use options::{Environment, StoreOptions};
 use remote::{GaveUp, Remote};
 use upload::Upload;
 use writer::Sink;
-pub(crate) use writer::hex;
 pub use writer::{ObjectWriter, Written};
 
 /// A folder on a disk, or a prefix in a bucket. Paths are relative to it, with `/` between their parts.
@@ -404,7 +404,7 @@ impl Store {
         let attempt = || async {
             let reply = self.reads.get_opts(place, options.clone()).await?;
             let etag = reply.meta.e_tag.clone();
-            Ok((etag, reply.bytes().await?))
+            Ok((etag, body::collect(reply, range.end - range.start).await?))
         };
         let _room = remote.room_for(range.end - range.start).await;
         let (etag, bytes) = match remote.patiently(|| remote.hedged(&attempt)).await {

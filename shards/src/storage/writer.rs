@@ -7,6 +7,7 @@ use sha2::{Digest, Sha256};
 use super::local::FileWriter;
 use super::upload::Upload;
 use crate::error::Result;
+use crate::hex::hex;
 
 /// What a committed object is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,9 +72,4 @@ impl Write for ObjectWriter {
             Sink::Upload(_) => Ok(()), // a part that is not full cannot be sent before the last one
         }
     }
-}
-
-/// Lower-case hexadecimal digits.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -10,12 +10,13 @@ use super::{Finding, KEPT_PER_SHARD, as_finding};
 use crate::columns::ShardColumns;
 use crate::error::{Error, Malformed, Result};
 use crate::footer::ShardFooter;
+use crate::hex::hex;
 use crate::manifest::{Manifest, ShardEntry};
 use crate::metadata::META_SPLIT;
 use crate::reader::ShardIndex;
 use crate::schema::{Column, Kind};
 use crate::set::{check_footer, read_columns, read_footer};
-use crate::storage::{Store, hex};
+use crate::storage::Store;
 
 /// Bytes of one read.
 const PIECE_BYTES: u64 = 8 << 20;

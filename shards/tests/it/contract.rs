@@ -183,3 +183,47 @@ fn an_object_is_replaced_only_if_it_is_the_one_that_was_read() {
         assert!(store.read("x").unwrap() == b"second".as_slice(), "{name}");
     }
 }
+
+#[test]
+fn the_server_that_only_reads_answers_reads_as_the_other_does() {
+    let (full, reader) = (Server::start().unwrap(), Server::start_reader().unwrap());
+    let large = noise(7, 3 << 20);
+    let stores = [&full, &reader].map(|server| {
+        std::fs::create_dir(server.folder().join("a")).unwrap();
+        std::fs::write(server.folder().join("a/b"), b"0123456789").unwrap();
+        std::fs::write(server.folder().join("a/large"), &large).unwrap();
+        let environment: Environment = server.environment().into_iter().collect();
+        Store::open_with("s3://sets/a", &options(), &environment).unwrap()
+    });
+    let answers = stores.each_ref().map(|store| {
+        let parts = store.read_ranges("b", &[2..5, 9..10, 0..10]);
+        let past_end = store.read_range("b", 8..11).unwrap_err().to_string();
+        let beyond = store.read_range("b", 10..11).unwrap_err().to_string();
+        let missing = store.read_range("c", 0..1).unwrap_err().to_string();
+        let upwards = store.size("../../b").is_err();
+        let whole = store.read("b").unwrap();
+        let size = store.size("b").unwrap();
+        (
+            (parts.unwrap(), whole, size),
+            (past_end, beyond, missing, upwards),
+        )
+    });
+    assert_eq!(answers[0], answers[1]);
+    // Parts that take pages of memory of their own, to the byte; and one that the object has not all of.
+    for store in &stores {
+        for range in [5..(1 << 20) + 5, 7..(2 << 20) + 12_345, 0..3 << 20] {
+            let part = store.read_range("large", range.clone()).unwrap();
+            assert!(
+                part == large[range.start as usize..range.end as usize],
+                "{range:?}"
+            );
+        }
+        let error = store.read_range("large", 1 << 20..4 << 20).unwrap_err();
+        assert!(error.to_string().contains("it ends early"), "{error}");
+    }
+    // A file that was replaced is another version.
+    let changed = reader.folder().join("a/b");
+    std::fs::write(changed, b"01234567890").unwrap();
+    let error = stores[1].read_range("b", 0..1).unwrap_err();
+    assert!(matches!(error, Error::Changed { .. }), "{error}");
+}

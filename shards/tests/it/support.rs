@@ -46,8 +46,7 @@ pub fn noise(seed: u64, len: usize) -> Vec<u8> {
 /// In lower-case hexadecimal digits.
 pub fn sha256(bytes: &[u8]) -> String {
     use sha2::Digest;
-    let digest = sha2::Sha256::digest(bytes);
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    shards::hex(&sha2::Sha256::digest(bytes))
 }
 
 pub fn spec(kind: Kind) -> ShardSpec {

@@ -19,6 +19,9 @@ const MAX_HEAD: usize = 64 << 10;
 /// Bytes passed on at a time.
 const CHUNK: usize = 32 << 10;
 
+/// The shortest time that a timer waits.
+const GRAIN: Duration = Duration::from_millis(1);
+
 /// How long a stall lasts, if nobody hangs up before.
 const STALL: Duration = Duration::from_secs(600);
 
@@ -332,6 +335,8 @@ impl Drop for Busy<'_> {
 async fn serve(shared: Arc<Shared>, mut client: TcpStream) -> io::Result<()> {
     client.set_nodelay(true)?;
     let mut rest = BytesMut::new();
+    // Kept for the next request, as the client keeps its own.
+    let mut upstream = None;
     while let Some(mut request) = Head::read(&mut client, rest).await? {
         rest = std::mem::take(&mut request.rest);
         let fault = shared.judge(&request);
@@ -367,18 +372,29 @@ async fn serve(shared: Arc<Shared>, mut client: TcpStream) -> io::Result<()> {
             }
             _ => {}
         }
-        let mut server = TcpStream::connect(shared.upstream).await?;
+        let mut server = match upstream.take() {
+            Some(server) => server,
+            None => TcpStream::connect(shared.upstream).await?,
+        };
         server.set_nodelay(true)?;
         request.headers.retain(|(name, _)| name != "connection");
-        request.headers.push(("connection".into(), "close".into()));
+        // Replies with a part of an object say how long they are; others may end with the connection.
+        let keeps = request.get("range").is_some();
+        if !keeps {
+            request.headers.push(("connection".into(), "close".into()));
+        }
         server.write_all(&request.bytes()).await?;
         shared
             .take_body(&mut client, &request, &mut rest, Some(&mut server))
             .await?;
         let is_head = request.first.starts_with("HEAD");
-        if !shared.answer(&mut client, server, fault, is_head).await? {
+        if !shared
+            .answer(&mut client, &mut server, fault, is_head)
+            .await?
+        {
             return Ok(());
         }
+        upstream = keeps.then_some(server);
     }
     Ok(())
 }
@@ -431,11 +447,11 @@ impl Shared {
     async fn answer(
         &self,
         client: &mut TcpStream,
-        mut server: TcpStream,
+        server: &mut TcpStream,
         fault: Fault,
         is_head: bool,
     ) -> io::Result<bool> {
-        let Some(mut reply) = Head::read(&mut server, BytesMut::new()).await? else {
+        let Some(mut reply) = Head::read(server, BytesMut::new()).await? else {
             return Ok(false);
         };
         let length = if is_head {
@@ -508,6 +524,9 @@ impl Shared {
             *free_at = start + Duration::from_secs_f64(bytes as f64 / rate as f64);
             *free_at
         };
-        tokio::time::sleep_until(until.into()).await;
+        // A shorter wait than the timer's grain would become that long; what is not waited for now is later.
+        if until > Instant::now() + GRAIN {
+            tokio::time::sleep_until(until.into()).await;
+        }
     }
 }

@@ -6,12 +6,15 @@ use std::path::{Path, PathBuf};
 
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
+use s3s::S3;
 use s3s::auth::SimpleAuth;
 use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s_fs::FileSystem;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
+
+use crate::reader::Reader;
 
 /// The one bucket there is.
 pub const BUCKET: &str = "sets";
@@ -37,7 +40,7 @@ impl Server {
     /// # Errors
     /// The operating system's error.
     pub fn start() -> io::Result<Self> {
-        Self::start_with(true)
+        Self::start_with(full(true))
     }
 
     /// Starts a server that anybody may use.
@@ -45,22 +48,27 @@ impl Server {
     /// # Errors
     /// The operating system's error.
     pub fn start_public() -> io::Result<Self> {
-        Self::start_with(false)
+        Self::start_with(full(false))
     }
 
-    fn start_with(is_signed: bool) -> io::Result<Self> {
+    /// Starts a server as [`Server::start`] does, which only answers reads of objects: what a request takes depends on its
+    /// range alone, where the other server hashes the whole object for each. So this is the one to take times with.
+    ///
+    /// # Errors
+    /// The operating system's error.
+    pub fn start_reader() -> io::Result<Self> {
+        Self::start_with(|root| Ok(service(Reader::new(root), true)))
+    }
+
+    fn start_with(service: impl FnOnce(&Path) -> io::Result<S3Service>) -> io::Result<Self> {
         let root = TempDir::new()?;
         let folder = root.path().join(BUCKET);
         std::fs::create_dir(&folder)?;
-        let files = FileSystem::new(root.path()).map_err(|e| io::Error::other(format!("{e:?}")))?;
-        let mut service = S3ServiceBuilder::new(files);
-        if is_signed {
-            service.set_auth(SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY));
-        }
+        let service = service(root.path())?;
         let runtime = runtime()?;
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0"))?;
         let address = listener.local_addr()?;
-        runtime.spawn(serve(listener, service.build()));
+        runtime.spawn(serve(listener, service));
         Ok(Server {
             address,
             folder,
@@ -88,6 +96,22 @@ impl Server {
     pub fn environment(&self) -> Vec<(String, String)> {
         environment(&self.endpoint())
     }
+}
+
+/// A service that does all that S3 does, over the folders in a folder.
+fn full(is_signed: bool) -> impl FnOnce(&Path) -> io::Result<S3Service> {
+    move |root| {
+        let files = FileSystem::new(root).map_err(|e| io::Error::other(format!("{e:?}")))?;
+        Ok(service(files, is_signed))
+    }
+}
+
+fn service(backend: impl S3, is_signed: bool) -> S3Service {
+    let mut service = S3ServiceBuilder::new(backend);
+    if is_signed {
+        service.set_auth(SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY));
+    }
+    service.build()
 }
 
 /// The variables with which a program finds a server, or a proxy before it, and may use it. Nothing else of the machine

@@ -20,14 +20,7 @@ impl<W> Hashing<W> {
 
     /// The writer, and the hash of all that went through in hexadecimal.
     pub(super) fn finish(self) -> (W, String) {
-        (
-            self.inner,
-            self.hasher
-                .finalize()
-                .iter()
-                .map(|byte| format!("{byte:02x}"))
-                .collect(),
-        )
+        (self.inner, pipeline::hex(&self.hasher.finalize()))
     }
 }
 

@@ -11,6 +11,7 @@ use pipeline::synth::{self, SynthOptions};
 use pipeline::{Stop, sheet};
 use serde::Serialize;
 use shards::ShardSet;
+use trainer::distributed::Ranks;
 use trainer::{Summary, TrainConfig};
 
 use crate::convert::ConvertBar;
@@ -76,7 +77,13 @@ pub fn run(args: Args, out: &Output) -> Result<ExitCode> {
         for (name, config, source) in RUNS {
             out.say(format!("training a tiny {name} for {} steps", args.steps));
             let config = demo_config(config, &shards.join(source), args.steps)?;
-            let summary = train::train(&config, &args.out.join("runs").join(name), &stop, out)?;
+            let summary = train::train(
+                &config,
+                &args.out.join("runs").join(name),
+                &Ranks::single(),
+                &stop,
+                out,
+            )?;
             let stopped = summary.stopped;
             runs.push(summary);
             if stopped {

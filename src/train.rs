@@ -5,7 +5,9 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use pipeline::Stop;
+use trainer::distributed::{Ranks, World};
 use trainer::exchange::IMPORT_FILE;
+use trainer::train::train_over;
 use trainer::{Progress, Summary, TrainConfig};
 
 use crate::output::{Output, facts};
@@ -46,9 +48,25 @@ pub fn run(args: Args, out: &Output) -> Result<ExitCode> {
             dir.display()
         );
     }
+    let ranks = Ranks::join(World::from_env()?, &config.device)?;
+    let silent = Output::new(false, true);
+    let out = if ranks.is_first() { out } else { &silent };
     let stop = signals::stop_on_signal(out)?;
-    let summary = train(&config, &dir, &stop, out)?;
-    out.result(&summary, describe)?;
+    let summary = match train(&config, &dir, &ranks, &stop, out) {
+        Ok(summary) => summary,
+        Err(error) if ranks.size() > 1 => {
+            // Said before the others are ended, and this process with them.
+            let whose = format!("rank {} of {}", ranks.rank(), ranks.size());
+            out.error(&error.context(whose));
+            ranks.abort();
+            return Ok(ExitCode::FAILURE);
+        }
+        Err(error) => return Err(error),
+    };
+    if ranks.is_first() {
+        out.result(&summary, describe)?;
+    }
+    ranks.leave()?;
     Ok(if summary.stopped {
         ExitCode::FAILURE
     } else {
@@ -56,10 +74,16 @@ pub fn run(args: Args, out: &Output) -> Result<ExitCode> {
     })
 }
 
-/// Trains with a progress bar; also used by the demo.
-pub fn train(config: &TrainConfig, dir: &Path, stop: &Stop, out: &Output) -> Result<Summary> {
+/// Trains with a progress bar, as one of `ranks`; also used by the demo.
+pub fn train(
+    config: &TrainConfig,
+    dir: &Path,
+    ranks: &Ranks,
+    stop: &Stop,
+    out: &Output,
+) -> Result<Summary> {
     let bar = Bar::new(out, "training", "steps");
-    let summary = trainer::train(config, dir, stop, &mut |event| match event {
+    let summary = train_over(ranks, config, dir, stop, &mut |event| match event {
         Progress::Note(text) => bar.say(text),
         Progress::Warning(text) => bar.say(&format!("warning: {text}")),
         Progress::Saved(path) => bar.say(&format!("saved {}", path.display())),

@@ -9,6 +9,7 @@ mod cli;
 mod convert;
 mod exchange;
 mod order;
+mod ranks;
 mod real_data;
 mod support;
 mod train;

@@ -8,6 +8,7 @@
 //! - [`models`]: SiamMAE and CropMAE, MAE, Multi-View MAE; [`loss`]: what they minimise.
 //! - [`nn`]: parameters and layers; [`ops`]: the operations they are made of.
 //! - [`optim`]: parameter groups, gradients and their norm, AdamW, the learning rate of a step.
+//! - [`distributed`]: many processes that train one model.
 //! - [`checkpoint`]: what a run needs to go on as if it had never stopped.
 //! - [`exchange`]: checkpoints from and to other programs.
 //! - [`metrics`] and [`pictures`]: what a person looks at.
@@ -15,12 +16,13 @@
 //!
 //! Invariants: a model's parameters have the reference checkpoints' names and order. Everything random is a function
 //! of (seed, epoch, sample, place in the model), so a sample's masks and dropout do not depend on its batch. On the
-//! CPU of one machine a run's losses and weights depend on its configuration alone, to the last bit. Only `device` and
-//! `ops` name CUDA.
+//! CPU of one machine a run's losses and weights depend on its configuration alone, to the last bit. Only `device`, `ops`
+//! and `distributed` name CUDA.
 
 pub mod checkpoint;
 pub mod config;
 pub mod device;
+pub mod distributed;
 pub mod error;
 pub mod exchange;
 mod files;

@@ -17,6 +17,7 @@ use super::encoder::Encoder;
 use super::mae::MaeDecoder;
 use super::tokens::{DecoderTokens, EncoderTokens};
 use super::{Forward, Pretrain, Reconstruction, split_views};
+use crate::distributed::Ranks;
 use crate::error::Result;
 use crate::loss::{Keys, info_nce, masked_patch_mse, pixel_targets};
 use crate::masking::{Masking, StepRandomness};
@@ -49,7 +50,7 @@ impl Projector {
         })
     }
 
-    /// `[B, in]` to `[B, out]`; statistics are those of this batch of one view.
+    /// `[B, in]` to `[B, out]`; statistics are those of this batch of one view, over all ranks.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         self.fc2
             .forward(&self.norm.forward(&self.fc1.forward(x)?)?.relu()?)
@@ -63,6 +64,7 @@ struct Contrastive {
     projector: Projector,
     predictor: Option<Projector>,
     momentum: Option<Momentum>,
+    ranks: Ranks,
 }
 
 /// Encoder and projector once more, as running means of the trained ones ([`Params::follow`]): they make the keys, and
@@ -99,6 +101,7 @@ impl Contrastive {
                 })?),
                 None => None,
             },
+            ranks: params.ranks().clone(),
         })
     }
 
@@ -128,13 +131,22 @@ impl Contrastive {
                 None if self.predictor.is_some() => projected.detach(),
                 None => projected,
             };
-            Ok((unit_length(&query)?, Keys::local(unit_length(&key)?)))
+            Ok((unit_length(&query)?, self.keys(&unit_length(&key)?)?))
         };
         let (first, second) = (side(0, "momentum1")?, side(1, "momentum2")?);
         let temperature = self.config.temperature;
         let forth = info_nce(&first.0, &second.1, temperature)?;
         let back = info_nce(&second.0, &first.1, temperature)?;
         Ok(((forth + back)? * 0.5)?)
+    }
+
+    /// This rank's keys `[B, Z]` with those of the others.
+    fn keys(&self, own: &Tensor) -> Result<Keys> {
+        if self.ranks.size() == 1 {
+            return Ok(Keys::local(own.clone()));
+        }
+        let all = self.ranks.gather_rows(own)?;
+        Ok(Keys::gathered(all, self.ranks.rank(), own.dim(0)?))
     }
 
     fn pool(&self, tokens: &Tensor) -> Result<Tensor> {

@@ -61,6 +61,18 @@ impl Gradients {
             .as_ref()
     }
 
+    /// The gradient of the parameter at this place in their order.
+    pub(crate) fn at(&self, index: usize) -> Option<&Tensor> {
+        self.entries.get(index)?.grad.as_ref()
+    }
+
+    /// Puts another gradient in the place of the parameter's.
+    pub(crate) fn replace(&mut self, index: usize, grad: Tensor) {
+        if let Some(entry) = self.entries.get_mut(index) {
+            entry.grad = Some(grad);
+        }
+    }
+
     /// Multiplies every gradient by `factor`.
     pub fn scale(&mut self, factor: f64) -> Result<()> {
         for entry in &mut self.entries {

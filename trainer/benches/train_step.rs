@@ -15,6 +15,7 @@ use trainer::masking::StepRandomness;
 use trainer::models::{ModelConfig, build};
 use trainer::nn::params::Params;
 use trainer::optim::{AdamW, AdamWOptions, Gradients, clip, param_groups};
+use trainer::tape;
 
 fn main() -> Result<(), Box<dyn Error>> {
     device::prepare_process();
@@ -32,7 +33,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         match argument.as_str() {
             "--batch" => batch = value()?.parse()?,
             "--dropout" => config.decoder_dropout = value()?.parse()?,
-            other => return Err(format!("argument {other}, expected --batch or --dropout").into()),
+            "--checkpoint" => config.checkpoint_blocks = true,
+            other => {
+                let expected = "expected --batch, --dropout or --checkpoint";
+                return Err(format!("argument {other}, {expected}").into());
+            }
         }
     }
     let mut params = Params::new(0, DType::F32, &Device::Cpu);
@@ -64,9 +69,9 @@ fn main() -> Result<(), Box<dyn Error>> {
             samples: (0..batch as u64).collect(),
         };
         grads.clear();
-        let forward = model.forward(&views, &randomness, true)?;
+        let (forward, tape) = tape::record(|| model.forward(&views, &randomness, true))?;
         let loss = forward.loss.to_scalar::<f32>()?;
-        grads.accumulate(forward.loss.backward()?)?;
+        grads.backward(tape, &forward.loss, 1.0, &mut |_, _| Ok(()))?;
         let norms = clip::norms(&grads)?;
         clip::clip(&mut grads, &norms, 1.0)?;
         let before_step = Instant::now();

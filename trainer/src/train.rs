@@ -33,6 +33,7 @@ use crate::models::{self, Pretrain};
 use crate::nn::params::Params;
 use crate::optim::{AdamW, AdamWOptions, Ema, Gradients, clip, param_groups};
 use crate::pictures::Reconstructions;
+use crate::tape;
 use bad::BadSamples;
 use clock::Clock;
 use plan::Plan;
@@ -183,11 +184,7 @@ pub fn train_from(
         .then(|| MetricsLog::open(run_dir, start))
         .transpose()?;
     let mut grads = Gradients::new(trainable(&params));
-    let sizes: Vec<usize> = params
-        .iter_trainable()
-        .map(|param| param.var.elem_count())
-        .collect();
-    let mut buckets = Buckets::new(ranks, &sizes);
+    let mut buckets = Buckets::new(ranks, &params);
     let mut bad = BadSamples::default();
     let n_shares = (plan.accum_steps * ranks.size() as u64) as f64; // of a step's loss
     let mut clock = Clock::start();
@@ -236,7 +233,7 @@ pub fn train_from(
         grads.clear();
         let mut loss = StepLoss::default();
         let mut shown = None;
-        for _ in 0..plan.accum_steps {
+        for micro_batch in 1..=plan.accum_steps {
             stopping = ranks.any(stop.is_requested())?;
             if stopping {
                 break; // the step is dropped: thousands of micro-batches may be missing from it
@@ -245,10 +242,14 @@ pub fn train_from(
             loss.keys.extend_from_slice(&batch.keys);
             let views = device::upload(&batch, &device)?; // [B, V, 3, H, W]
             let randomness = randomness(config.seed, &batch);
-            let forward = model.forward(&views, &randomness, true)?;
+            let (forward, tape) = tape::record(|| model.forward(&views, &randomness, true))?;
             loss.add(&forward, plan.accum_steps)?;
             watch::check_loss(step, &loss, run_dir, &checkpoints)?; // before the update; names the step and its samples
-            grads.accumulate((forward.loss / n_shares)?.backward()?)?;
+            let mut on_ready = |name: &str, grad: &Tensor| match micro_batch == plan.accum_steps {
+                true => buckets.ready(name, grad), // final, and on its way to the other ranks
+                false => Ok(()),
+            };
+            grads.backward(tape, &forward.loss, 1.0 / n_shares, &mut on_ready)?;
             shown = Some((views, randomness));
             loader.recycle(batch);
         }

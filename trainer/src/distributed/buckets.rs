@@ -1,5 +1,6 @@
 //! The gradients of all parameters, summed over the ranks in a few large pieces.
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 use candle_core::Tensor;
@@ -7,6 +8,7 @@ use candle_core::Tensor;
 use super::Ranks;
 use super::engine::Pending;
 use crate::error::Result;
+use crate::nn::params::Params;
 use crate::optim::Gradients;
 
 /// Values of a bucket, as far as whole parameters allow: 25 MiB of f32, PyTorch's default. Large enough that a request's
@@ -20,43 +22,64 @@ const BUCKET_VALUES: usize = 25 * (1 << 20) / size_of::<f32>();
 #[derive(Debug)]
 pub(crate) struct Buckets {
     ranks: Ranks,
+    names: Vec<String>,
+    places: HashMap<String, usize>,
     plan: Vec<Range<usize>>,
-    /// Parameters of each bucket whose gradient is still to come in this backward pass.
-    missing: Vec<usize>,
-    /// `None` for a bucket without a gradient.
-    under_way: Vec<Option<Pending<Tensor>>>,
+    /// Gradients that wait for the others of their bucket, in the parameters' order.
+    waiting: Vec<Option<Tensor>>,
+    sent: Vec<Sent>,
+}
+
+/// A bucket under way.
+#[derive(Debug)]
+struct Sent {
+    /// Those of its parameters that have a gradient.
+    members: Vec<usize>,
+    /// The sums of their gradients, one after the other; `None` without any.
+    sums: Option<Pending<Tensor>>,
 }
 
 impl Buckets {
-    /// * `sizes`: values of each parameter, in the order of the gradients.
-    pub fn new(ranks: &Ranks, sizes: &[usize]) -> Buckets {
+    /// For the trainable ones of `params`.
+    pub fn new(ranks: &Ranks, params: &Params) -> Buckets {
+        let sizes = params.iter_trainable();
+        let sizes = sizes.map(|param| (param.name.clone(), param.var.elem_count()));
         Buckets::with_limit(ranks, sizes, BUCKET_VALUES)
     }
 
-    pub(super) fn with_limit(ranks: &Ranks, sizes: &[usize], limit: usize) -> Buckets {
-        let plan = plan(sizes, limit);
+    pub(super) fn with_limit(
+        ranks: &Ranks,
+        sizes: impl IntoIterator<Item = (String, usize)>,
+        limit: usize,
+    ) -> Buckets {
+        let (names, sizes): (Vec<String>, Vec<usize>) = sizes.into_iter().unzip();
+        let places = names.iter().enumerate();
         Buckets {
             ranks: ranks.clone(),
-            missing: plan.iter().map(Range::len).collect(),
-            plan,
-            under_way: Vec::new(),
+            places: places.map(|(i, name)| (name.clone(), i)).collect(),
+            plan: plan(&sizes, limit),
+            waiting: vec![None; names.len()],
+            names,
+            sent: Vec::new(),
         }
     }
 
-    /// To be called during the last backward pass of a step, when the gradient of parameter `index` is final. Sends the
-    /// next buckets that are complete.
+    /// To be called during the last backward pass of a step, when a parameter's gradient is final. Sends the next buckets
+    /// that are complete.
     ///
     /// # Errors
-    /// If a gradient cannot be brought into one piece with the others.
-    pub fn ready(&mut self, index: usize, grads: &Gradients) -> Result<()> {
+    /// If gradients cannot be brought into one piece.
+    pub fn ready(&mut self, name: &str, grad: &Tensor) -> Result<()> {
         if self.ranks.size() == 1 {
             return Ok(());
         }
-        // Buckets run backwards: the first whose start is not beyond the parameter holds it.
-        let bucket = self.plan.partition_point(|bucket| bucket.start > index);
-        self.missing[bucket] -= 1;
-        while self.missing.get(self.under_way.len()) == Some(&0) {
-            self.send_next(grads)?;
+        if let Some(&place) = self.places.get(name) {
+            self.waiting[place] = Some(grad.clone());
+        }
+        while let Some(next) = self.plan.get(self.sent.len())
+            && self.waiting[next.clone()].iter().all(Option::is_some)
+        {
+            self.send_next()?;
         }
         Ok(())
     }
@@ -70,40 +93,45 @@ impl Buckets {
         if self.ranks.size() == 1 {
             return Ok(());
         }
-        while self.under_way.len() < self.plan.len() {
-            self.send_next(grads)?;
+        let unsent = self.plan[self.sent.len()..].iter().cloned().flatten();
+        for place in unsent {
+            self.waiting[place] = grads.get(&self.names[place]).cloned();
         }
-        for (bucket, pending) in self.plan.iter().zip(self.under_way.drain(..)) {
-            let Some(pending) = pending else {
-                continue;
-            };
-            let sums = pending.wait()?;
-            let mut start = 0;
-            for index in bucket.clone() {
-                let Some(grad) = grads.at(index) else {
+        while self.sent.len() < self.plan.len() {
+            self.send_next()?;
+        }
+        for Sent { members, sums } in self.sent.drain(..) {
+            let Some(sums) = sums else { continue };
+            let (sums, mut start) = (sums.wait()?, 0);
+            for place in members {
+                let name = &self.names[place];
+                let Some(shape) = grads.get(name).map(|grad| grad.shape().clone()) else {
                     continue;
                 };
-                let (n_values, shape) = (grad.elem_count(), grad.shape().clone());
+                let n_values = shape.elem_count();
                 let sum = sums.narrow(0, start, n_values)?.reshape(shape)?;
                 start += n_values;
-                grads.replace(index, sum);
+                grads.set(name, sum)?;
             }
         }
-        self.missing = self.plan.iter().map(Range::len).collect();
         Ok(())
     }
 
     /// Parameters without a gradient have none on any rank: all compute the same graph.
-    fn send_next(&mut self, grads: &Gradients) -> Result<()> {
-        let bucket = self.plan[self.under_way.len()].clone();
-        let flat = bucket
-            .filter_map(|index| grads.at(index))
-            .map(Tensor::flatten_all)
-            .collect::<candle_core::Result<Vec<_>>>()?;
-        self.under_way.push(match flat.is_empty() {
+    fn send_next(&mut self) -> Result<()> {
+        let bucket = self.plan[self.sent.len()].clone();
+        let (mut members, mut flat) = (Vec::new(), Vec::new());
+        for place in bucket {
+            if let Some(grad) = self.waiting[place].take() {
+                members.push(place);
+                flat.push(grad.flatten_all()?);
+            }
+        }
+        let sums = match flat.is_empty() {
             true => None,
             false => Some(self.ranks.start_sum(&Tensor::cat(&flat, 0)?)?),
-        });
+        };
+        self.sent.push(Sent { members, sums });
         Ok(())
     }
 }

@@ -142,15 +142,18 @@ fn buckets_sum_every_gradient_in_whatever_order_they_become_final() {
                 .collect();
             let loss = Tensor::stack(&terms, 0).unwrap().sum_all().unwrap();
             grads.accumulate(loss.backward().unwrap()).unwrap();
-            let mut buckets = Buckets::with_limit(&ranks, &sizes, 5);
+            let name = |i: usize| format!("p{i}");
+            let named = sizes.iter().enumerate().map(|(i, &size)| (name(i), size));
+            let mut buckets = Buckets::with_limit(&ranks, named, 5);
             for _ in 0..2 {
                 // A step after a step: the plan starts anew.
                 let mut of_step = grads.clone();
                 for &index in order {
-                    buckets.ready(index, &of_step).unwrap();
+                    let grad = of_step.get(&name(index)).unwrap();
+                    buckets.ready(&name(index), grad).unwrap();
                 }
                 buckets.finish(&mut of_step).unwrap();
-                let found = (0..sizes.len()).map(|i| of_step.at(i).map(flat));
+                let found = (0..sizes.len()).map(|i| of_step.get(&name(i)).map(flat));
                 let found: Vec<_> = found.collect();
                 for (i, got) in found.iter().enumerate() {
                     let want = (i != unreached).then(|| vec![30.0 + 2.0 * i as f32; sizes[i]]);

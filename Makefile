@@ -2,23 +2,27 @@
 .PHONY: demo test lint setup interop clean
 
 CARGO ?= cargo
+# What `make test` and `make lint` build with: ranks over MPI are tested too.
+FEATURES ?= mpi
+# Where Fedora keeps MPI's commands.
+export PATH := $(PATH):/usr/lib64/openmpi/bin
 DEMO_DIR ?= demo-out
 
 demo: setup
 	$(CARGO) run --release --locked -- demo --out $(DEMO_DIR)
 
 test: setup
-	$(CARGO) test --workspace --locked
+	$(CARGO) test --workspace --locked --features '$(FEATURES)'
 	$(MAKE) --no-print-directory interop
 
 # Opens shards with pyarrow, DuckDB and Hugging Face datasets in a virtual environment of its own.
 interop: setup
-	$(CARGO) build --workspace --locked
+	$(CARGO) build --workspace --locked --features '$(FEATURES)'
 	tests/interop/run.sh $${CARGO_TARGET_DIR:-target}/debug/pairquet
 
 lint: setup
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(CARGO) clippy --workspace --all-targets --locked --features '$(FEATURES)' -- -D warnings
 
 setup:
 	@./setup.sh

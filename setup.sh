@@ -1,10 +1,11 @@
 #!/bin/sh
 # Installs what Pairquet needs to build: a C toolchain with cmake and nasm (libjpeg-turbo is built from its crate),
-# FFmpeg's development files, and libclang (bindings are generated). Does nothing where everything is there.
+# FFmpeg's development files, libclang (bindings are generated), and for the tests of many processes OpenMPI. Does nothing
+# where everything is there.
 set -eu
 
 missing() {
-    for tool in cc cmake nasm pkg-config clang; do
+    for tool in cc cmake nasm pkg-config clang mpicc mpirun; do
         command -v "$tool" >/dev/null 2>&1 || echo "$tool"
     done
     command -v pkg-config >/dev/null 2>&1 || return 0
@@ -27,21 +28,23 @@ lacking=$(missing)
 echo "setup: missing: $(echo "$lacking" | tr '\n' ' ')"
 
 if command -v apt-get >/dev/null 2>&1; then
-    echo "setup: installing them with apt-get (build tools, FFmpeg development files, libclang)"
+    echo "setup: installing them with apt-get (build tools, FFmpeg development files, libclang, OpenMPI)"
     as_root apt-get update -qq
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
         build-essential cmake nasm pkg-config clang libclang-dev \
-        libavcodec-dev libavformat-dev libavutil-dev libswscale-dev >/dev/null
+        libavcodec-dev libavformat-dev libavutil-dev libswscale-dev libopenmpi-dev openmpi-bin >/dev/null
 elif command -v dnf >/dev/null 2>&1; then
-    echo "setup: installing them with dnf (build tools, FFmpeg development files, clang)"
+    echo "setup: installing them with dnf (build tools, FFmpeg development files, clang, OpenMPI)"
     as_root dnf install -y -q gcc gcc-c++ make cmake nasm pkgconf-pkg-config clang clang-devel \
-        ffmpeg-free-devel libavcodec-free-devel libavformat-free-devel libavutil-free-devel libswscale-free-devel
+        ffmpeg-free-devel libavcodec-free-devel libavformat-free-devel libavutil-free-devel libswscale-free-devel \
+        openmpi openmpi-devel
+    PATH=$PATH:/usr/lib64/openmpi/bin
 elif command -v brew >/dev/null 2>&1; then
-    echo "setup: installing them with brew (cmake, nasm, pkg-config, llvm, ffmpeg)"
-    brew install --quiet cmake nasm pkg-config llvm ffmpeg
+    echo "setup: installing them with brew (cmake, nasm, pkg-config, llvm, ffmpeg, open-mpi)"
+    brew install --quiet cmake nasm pkg-config llvm ffmpeg open-mpi
 else
     echo "setup: no apt-get, dnf or brew here: install a C compiler, cmake, nasm, pkg-config, clang with libclang," \
-        "and the development files of libavcodec, libavformat, libavutil and libswscale (FFmpeg 5 or later)" >&2
+        "and the development files of libavcodec, libavformat, libavutil and libswscale (FFmpeg 5 or later), and OpenMPI with mpicc" >&2
     exit 1
 fi
 

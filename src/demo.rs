@@ -7,6 +7,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 use pipeline::synth::SynthOptions;
 use serde::Serialize;
+use trainer::distributed::Ranks;
 use trainer::{Summary, TrainConfig};
 
 use crate::output::{Output, facts};
@@ -72,7 +73,13 @@ pub fn run(args: Args, out: &Output) -> Result<ExitCode> {
         for (name, config, source) in RUNS {
             out.say(format!("training a tiny {name} for {} steps", args.steps));
             let config = demo_config(config, &shards.join(source), args.steps)?;
-            let summary = train::train(&config, &args.out.join("runs").join(name), &stop, out)?;
+            let summary = train::train(
+                &config,
+                &args.out.join("runs").join(name),
+                &Ranks::single(),
+                &stop,
+                out,
+            )?;
             let stopped = summary.stopped;
             runs.push(summary);
             if stopped {

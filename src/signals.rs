@@ -1,10 +1,11 @@
-//! Ctrl-C, SIGTERM and a closed terminal (SIGHUP): the first asks the work to stop cleanly, a second one ends the program at once.
+//! Ctrl-C, SIGTERM, a closed terminal (SIGHUP) and SIGUSR1: the first asks the work to stop cleanly, a second one ends
+//! the program at once. SIGUSR1 is what mpirun passes on to its ranks, and what Slurm can send before a job's time is up.
 
 use std::process;
 
 use anyhow::{Context, Result};
 use pipeline::Stop;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
 use crate::output::{Output, talk};
@@ -15,7 +16,7 @@ pub fn stop_on_signal(out: &Output) -> Result<Stop> {
     let raised = stop.clone();
     let quiet = out.is_quiet();
     let mut signals =
-        Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot listen for signals")?;
+        Signals::new([SIGINT, SIGTERM, SIGHUP, SIGUSR1]).context("cannot listen for signals")?;
     std::thread::Builder::new()
         .name("signals".into())
         .spawn(move || {

@@ -5,8 +5,10 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use pipeline::Stop;
+use trainer::distributed::{Ranks, World};
 use trainer::eval::during::{self, Event, Score};
 use trainer::exchange::IMPORT_FILE;
+use trainer::train::train_over;
 use trainer::{Progress, Summary, TrainConfig};
 
 use crate::output::{Output, facts};
@@ -47,9 +49,25 @@ pub fn run(args: Args, out: &Output) -> Result<ExitCode> {
             dir.display()
         );
     }
+    let ranks = Ranks::join(World::from_env()?, &config.device)?;
+    let silent = Output::new(false, true);
+    let out = if ranks.is_first() { out } else { &silent };
     let stop = signals::stop_on_signal(out)?;
-    let summary = train(&config, &dir, &stop, out)?;
-    out.result(&summary, describe)?;
+    let summary = match train(&config, &dir, &ranks, &stop, out) {
+        Ok(summary) => summary,
+        Err(error) if ranks.size() > 1 => {
+            // Said before the others are ended, and this process with them.
+            let whose = format!("rank {} of {}", ranks.rank(), ranks.size());
+            out.error(&error.context(whose));
+            ranks.abort();
+            return Ok(ExitCode::FAILURE);
+        }
+        Err(error) => return Err(error),
+    };
+    if ranks.is_first() {
+        out.result(&summary, describe)?;
+    }
+    ranks.leave()?;
     Ok(if summary.stopped {
         ExitCode::FAILURE
     } else {
@@ -57,13 +75,20 @@ pub fn run(args: Args, out: &Output) -> Result<ExitCode> {
     })
 }
 
-/// Trains, and evaluates where the config says so, with a progress bar; also used by the demo.
-pub fn train(config: &TrainConfig, dir: &Path, stop: &Stop, out: &Output) -> Result<Summary> {
+/// Trains as one of `ranks`, and evaluates where the config says so, with a progress bar; also used by the demo.
+pub fn train(
+    config: &TrainConfig,
+    dir: &Path,
+    ranks: &Ranks,
+    stop: &Stop,
+    out: &Output,
+) -> Result<Summary> {
     let bar = TrainBar::new(out);
     let summary = if config.eval.is_on() {
-        during::train(config, dir, stop, &mut |event| bar.see(&event)).map(|run| run.training)
+        let evaluated = during::train(ranks, config, dir, stop, &mut |event| bar.see(&event));
+        evaluated.map(|run| run.training)
     } else {
-        trainer::train(config, dir, stop, &mut |event| bar.training(event))
+        train_over(ranks, config, dir, stop, &mut |event| bar.training(event))
     };
     Ok(summary?)
 }

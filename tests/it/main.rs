@@ -12,6 +12,7 @@ mod convert;
 mod exchange;
 mod foreign;
 mod order;
+mod ranks;
 mod real_data;
 mod support;
 mod train;

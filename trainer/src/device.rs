@@ -5,7 +5,7 @@
 mod process;
 
 pub use candle_core::Device;
-pub use process::prepare_process;
+pub use process::{cores, prepare_process};
 
 use candle_core::{DType, Tensor};
 use pipeline::loader::Batch;
@@ -29,6 +29,18 @@ pub fn open(name: &str) -> Result<Device> {
         Wanted::Cpu => Ok(Device::Cpu),
         Wanted::Cuda(index) => open_cuda(name, index),
         Wanted::Auto => Ok(open_cuda(name, 0).unwrap_or(Device::Cpu)),
+    }
+}
+
+/// The device of the name for one of several processes of a machine: a GPU without a number is that of the local rank.
+pub fn of_local_rank(name: &str, local_rank: usize) -> String {
+    match name {
+        "cuda" => format!("cuda:{local_rank}"),
+        "auto" if cfg!(feature = "cuda") && open_cuda(name, local_rank).is_ok() => {
+            format!("cuda:{local_rank}")
+        }
+        "auto" => "cpu".to_owned(),
+        other => other.to_owned(),
     }
 }
 

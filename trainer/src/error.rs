@@ -71,6 +71,10 @@ pub enum Error {
         problem: String,
     },
 
+    /// The processes of a run do not come together, or have lost each other.
+    #[error("ranks: {0}")]
+    Ranks(String),
+
     /// The loss or a gradient is NaN or infinite; nothing was updated with it.
     #[error(
         "step {step}: {what} is {value}, expected a finite number; samples of this step: {keys}; \

@@ -6,8 +6,9 @@
 //! - [`device`]: where tensors live, and how batches get there.
 //! - [`masking`]: which patches are hidden, and all randomness of a step.
 //! - [`models`]: SiamMAE and CropMAE, MAE, Multi-View MAE; [`loss`]: what they minimise.
-//! - [`nn`]: parameters and layers; [`ops`]: the operations they are made of.
+//! - [`nn`]: parameters and layers; [`ops`]: the operations they are made of; [`tape`]: the way back through them.
 //! - [`optim`]: parameter groups, gradients and their norm, AdamW, the learning rate of a step.
+//! - [`distributed`]: many processes that train one model.
 //! - [`checkpoint`]: what a run needs to go on as if it had never stopped.
 //! - [`exchange`]: checkpoints from and to other programs.
 //! - [`eval`]: what a trained encoder is worth.
@@ -16,14 +17,15 @@
 //!
 //! Invariants: a model's parameters have the reference checkpoints' names and order. Everything random is a function
 //! of (seed, epoch, sample, place in the model), so a sample's masks and dropout do not depend on its batch. On the
-//! CPU of one machine a run's losses and weights depend on its configuration alone, to the last bit. Only `device` and
-//! `ops` name CUDA.
+//! CPU of one machine a run's losses and weights depend on its configuration alone, to the last bit. Only `device`, `ops`
+//! and `distributed` name CUDA.
 
 mod chart;
 pub mod checkpoint;
 pub mod compare;
 pub mod config;
 pub mod device;
+pub mod distributed;
 pub mod error;
 pub mod eval;
 pub mod exchange;
@@ -36,6 +38,7 @@ pub mod nn;
 pub mod ops;
 pub mod optim;
 pub mod pictures;
+pub mod tape;
 pub mod train;
 
 pub use config::TrainConfig;

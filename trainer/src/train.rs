@@ -3,6 +3,7 @@
 //! A *step* is one optimizer step over `optim.accum_steps` micro-batches of the endless stream of batches. Steps are
 //! counted from 1 in everything that a person reads: "after step 300" is what checkpoint `step-00000300` holds.
 
+mod bad;
 mod clock;
 pub(crate) mod lock;
 mod plan;
@@ -13,15 +14,16 @@ pub use pipeline::Stop;
 pub use progress::{DataCost, Progress, StepReport, Summary};
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor, Var};
-use pipeline::loader::{Batch, Loader, LoaderState, Rank};
+use pipeline::loader::{Batch, Loader, LoaderState};
 use pipeline::process;
 
 use crate::checkpoint::{Checkpoints, Found, Keep, State};
 use crate::config::{TrainConfig, differences};
 use crate::device;
+use crate::distributed::{Buckets, Ranks};
 use crate::error::{Error, Result};
 use crate::exchange;
 use crate::files;
@@ -31,6 +33,8 @@ use crate::models::{self, Pretrain};
 use crate::nn::params::Params;
 use crate::optim::{AdamW, AdamWOptions, Ema, Gradients, clip, param_groups};
 use crate::pictures::Reconstructions;
+use crate::tape;
+use bad::BadSamples;
 use clock::Clock;
 use plan::Plan;
 use watch::{Losses, StepLoss};
@@ -66,15 +70,38 @@ pub fn train(
     stop: &Stop,
     progress: &mut dyn FnMut(&Progress),
 ) -> Result<Summary> {
-    let open = |start| Ok(Loader::new(&config.data, config.seed, Rank::SINGLE, start)?);
-    train_from(config, &open, run_dir, stop, progress)
+    train_over(&Ranks::single(), config, run_dir, stop, progress)
 }
 
-/// As [`train`], with batches from any loader: `open` starts one at a place in the stream.
+/// As [`train`], as one of several processes that share every batch and make the steps that one would make alone.
+///
+/// Every rank calls this with the same configuration and the same run folder, which all must see. Rank 0 alone writes
+/// there and tells of progress; a wish to stop on any rank stops all at the same place.
 ///
 /// # Errors
-/// As [`train`].
+/// As [`train`], on the rank that it concerns, which has to end the others ([`Ranks::abort`]); [`Error::Ranks`] if the
+/// ranks lose each other, or their configurations or weights differ.
+pub fn train_over(
+    ranks: &Ranks,
+    config: &TrainConfig,
+    run_dir: &Path,
+    stop: &Stop,
+    progress: &mut dyn FnMut(&Progress),
+) -> Result<Summary> {
+    let mut data = config.data.clone();
+    if data.threads == 0 {
+        data.threads = (device::cores() - 1).max(1);
+    }
+    let open = |start| Ok(Loader::new(&data, config.seed, ranks.share(), start)?);
+    train_from(ranks, config, &open, run_dir, stop, progress)
+}
+
+/// As [`train_over`], with batches from any loader: `open` starts this rank's at a place in the stream.
+///
+/// # Errors
+/// As [`train_over`].
 pub fn train_from(
+    ranks: &Ranks,
     config: &TrainConfig,
     open: &dyn Fn(LoaderState) -> Result<Loader>,
     run_dir: &Path,
@@ -82,11 +109,24 @@ pub fn train_from(
     progress: &mut dyn FnMut(&Progress),
 ) -> Result<Summary> {
     let config = &config.resolved()?;
+    let is_first = ranks.is_first();
+    let silent: &mut dyn FnMut(&Progress) = &mut |_| {};
+    let progress = if is_first { progress } else { silent };
     device::prepare_process();
-    let device = device::open(&config.device)?;
-    let _lock = lock::lock(run_dir)?;
-    let checkpoints = Checkpoints::open(run_dir)?;
-    let resumed = find_resumable(&checkpoints, config, progress)?;
+    let device = ranks.device(&config.device)?;
+    let of_config = crc32c::crc32c(config.to_toml()?.as_bytes());
+    ranks.agree("the checksum of the config", of_config.into())?;
+    let _lock = is_first.then(|| lock::lock(run_dir)).transpose()?;
+    let opened = is_first.then(|| Checkpoints::open(run_dir)).transpose()?;
+    let resumed = match &opened {
+        Some(checkpoints) => find_resumable(checkpoints, config, progress)?,
+        None => None,
+    };
+    let resumed = ranks.from_first(resumed)?;
+    let checkpoints = match opened {
+        Some(checkpoints) => checkpoints,
+        None => Checkpoints::open(run_dir)?, // rank 0 has tidied up
+    };
 
     let mut loader = open(
         resumed
@@ -95,7 +135,7 @@ pub fn train_from(
             .unwrap_or_default(),
     )?; // prefetching starts
     let plan = Plan::new(config, loader.batches_per_epoch())?;
-    let mut params = Params::new(config.seed, DType::F32, &device);
+    let mut params = Params::new(config.seed, DType::F32, &device).across(ranks.clone());
     let model = models::build(&config.model, &mut params)?;
     let options = AdamWOptions {
         beta1: config.optim.betas[0],
@@ -111,9 +151,11 @@ pub fn train_from(
     if let Some(found) = &resumed {
         plan.check_data(found)?;
         found.restore(&params, &mut optim, ema.as_mut())?;
-        for aside in checkpoints.set_aside_after(found.state.step)? {
-            let text = format!("a damaged checkpoint is now {}", aside.display());
-            progress(&Progress::Warning(&text));
+        if is_first {
+            for aside in checkpoints.set_aside_after(found.state.step)? {
+                let text = format!("a damaged checkpoint is now {}", aside.display());
+                progress(&Progress::Warning(&text));
+            }
         }
         losses = Losses::from_bits(&found.state.losses);
     } else if let Some(init) = &config.init {
@@ -125,22 +167,44 @@ pub fn train_from(
         )));
     }
     let start = optim.steps();
-    files::replace(&run_dir.join(CONFIG_FILE), config.to_toml()?.as_bytes())?; // the record of what really ran
+    if is_first {
+        files::replace(&run_dir.join(CONFIG_FILE), config.to_toml()?.as_bytes())?; // the record of what really ran
+    }
     plan.announce(config, &params, &device, start, progress);
+    if ranks.size() > 1 {
+        progress(&Progress::Note(&format!(
+            "{} ranks, each on {} of the {} pairs of a batch",
+            ranks.size(),
+            config.data.batch_size / ranks.size(),
+            config.data.batch_size
+        )));
+    }
 
-    let mut log = MetricsLog::open(run_dir, start)?;
+    let mut log = is_first
+        .then(|| MetricsLog::open(run_dir, start))
+        .transpose()?;
     let mut grads = Gradients::new(trainable(&params));
+    let mut buckets = Buckets::new(ranks, &params);
+    let mut bad = BadSamples::default();
+    let n_shares = (plan.accum_steps * ranks.size() as u64) as f64; // of a step's loss
     let mut clock = Clock::start();
     let mut done = start;
-    let mut stopping = stop.is_requested();
+    let mut stopping = ranks.any(stop.is_requested())?;
     let save = |done,
                 place,
                 losses: &Losses,
                 optim: &AdamW,
                 ema: Option<&Ema>,
-                log: &MetricsLog,
+                log: Option<&MetricsLog>,
                 progress: &mut dyn FnMut(&Progress)|
      -> Result<()> {
+        if ranks.size() > 1 {
+            let what = format!("the checksum of the weights after step {done}");
+            ranks.agree(&what, params.checksum()?.into())?;
+        }
+        let Some(log) = log else {
+            return Ok(()); // rank 0 saves
+        };
         log.sync()?; // what was logged before a checkpoint is on the disk when the checkpoint is
         let state = State::new(
             done,
@@ -169,8 +233,8 @@ pub fn train_from(
         grads.clear();
         let mut loss = StepLoss::default();
         let mut shown = None;
-        for _ in 0..plan.accum_steps {
-            stopping = stop.is_requested();
+        for micro_batch in 1..=plan.accum_steps {
+            stopping = ranks.any(stop.is_requested())?;
             if stopping {
                 break; // the step is dropped: thousands of micro-batches may be missing from it
             }
@@ -178,16 +242,23 @@ pub fn train_from(
             loss.keys.extend_from_slice(&batch.keys);
             let views = device::upload(&batch, &device)?; // [B, V, 3, H, W]
             let randomness = randomness(config.seed, &batch);
-            let forward = model.forward(&views, &randomness, true)?;
+            let (forward, tape) = tape::record(|| model.forward(&views, &randomness, true))?;
             loss.add(&forward, plan.accum_steps)?;
             watch::check_loss(step, &loss, run_dir, &checkpoints)?; // before the update; names the step and its samples
-            grads.accumulate((forward.loss / plan.accum_steps as f64)?.backward()?)?;
+            let mut on_ready = |name: &str, grad: &Tensor| match micro_batch == plan.accum_steps {
+                true => buckets.ready(name, grad), // final, and on its way to the other ranks
+                false => Ok(()),
+            };
+            grads.backward(tape, &forward.loss, 1.0 / n_shares, &mut on_ready)?;
             shown = Some((views, randomness));
             loader.recycle(batch);
         }
         if stopping {
             break;
         }
+        buckets.finish(&mut grads)?;
+        loss.average(ranks)?;
+        bad.update(ranks, &loader)?;
         let norms = clip::norms(&grads)?;
         watch::check_gradients(step, &norms, &loss, run_dir, &checkpoints)?;
         if step == 1
@@ -211,7 +282,9 @@ pub fn train_from(
         losses.push(loss.mean());
         clock.end_step(config.effective_batch(), plan.last_step - done);
 
-        if config.run.log_due(done, plan.total_steps) {
+        if let Some(log) = &mut log
+            && config.run.log_due(done, plan.total_steps)
+        {
             let stats = loader.stats();
             bottleneck = Some(stats.bottleneck());
             let line = MetricsLine {
@@ -224,7 +297,7 @@ pub fn train_from(
                 pairs_per_s: clock.window().pairs_per_s(),
                 data_wait_pct: clock.window().data_wait_pct(),
                 eta_s: clock.eta_s(),
-                bad_samples: stats.bad.len() as u64,
+                bad_samples: bad.count(),
                 bottleneck: bottleneck.map(str::to_owned),
                 reduced_difference: stats.reduced.and_then(|reduced| reduced.mean_difference),
                 time: clock::unix_time_s(),
@@ -252,47 +325,64 @@ pub fn train_from(
                 model.as_ref(),
                 &views,
                 randomness,
-                &run_dir.join(PICTURES_DIR),
+                is_first.then(|| run_dir.join(PICTURES_DIR)),
                 done,
             )?;
         }
-        stopping = stop.is_requested();
+        stopping = ranks.any(stop.is_requested())?;
         if plan.checkpoint_due(done, config) || stopping {
-            save(done, place, &losses, &optim, ema.as_ref(), &log, progress)?;
+            save(
+                done,
+                place,
+                &losses,
+                &optim,
+                ema.as_ref(),
+                log.as_ref(),
+                progress,
+            )?;
             saved = done;
         }
     }
     if done > saved {
-        save(done, place, &losses, &optim, ema.as_ref(), &log, progress)?; // stopped inside a step
+        save(
+            done,
+            place,
+            &losses,
+            &optim,
+            ema.as_ref(),
+            log.as_ref(),
+            progress,
+        )?; // stopped inside a step
     }
 
-    let lines = metrics::read(run_dir)?;
-    files::replace(
-        &run_dir.join(CURVES_FILE),
-        curves::svg(&config.name, &lines).as_bytes(),
-    )?;
-    let summary = Summary {
-        steps: done,
-        total_steps: plan.total_steps,
-        stopped: done < plan.total_steps,
-        epochs: plan.epochs_after(done),
-        first_loss: losses.first_mean(),
-        last_loss: losses.last_mean(),
-        pairs_per_s: clock.session().pairs_per_s(),
-        data_wait_pct: clock.session().data_wait_pct(),
-        data: DataCost::of(&loader.stats(), config.data.views),
-        peak_memory_bytes: process::peak_memory_bytes(),
-        bad_samples: loader
-            .stats()
-            .bad
-            .into_iter()
-            .map(|bad| format!("{}: {}", bad.key, bad.reason))
-            .collect(),
-        run_dir: run_dir.to_path_buf(),
-        checkpoint: checkpoints.latest_dir()?,
+    // Rank 0's word on it; the others wait until everything is written.
+    let finish = || -> Result<Summary> {
+        let lines = metrics::read(run_dir)?;
+        files::replace(
+            &run_dir.join(CURVES_FILE),
+            curves::svg(&config.name, &lines).as_bytes(),
+        )?;
+        let summary = Summary {
+            steps: done,
+            total_steps: plan.total_steps,
+            stopped: done < plan.total_steps,
+            epochs: plan.epochs_after(done),
+            first_loss: losses.first_mean(),
+            last_loss: losses.last_mean(),
+            pairs_per_s: clock.session().pairs_per_s(),
+            data_wait_pct: clock.session().data_wait_pct(),
+            data: DataCost::of(&loader.stats(), config.data.views),
+            peak_memory_bytes: process::peak_memory_bytes(),
+            bad_samples: bad.named(),
+            run_dir: run_dir.to_path_buf(),
+            checkpoint: checkpoints.latest_dir()?,
+        };
+        summary.write(&run_dir.join(SUMMARY_FILE))?;
+        Ok(summary)
     };
-    summary.write(&run_dir.join(SUMMARY_FILE))?;
-    Ok(summary)
+    let summary = is_first.then(finish).transpose()?;
+    let missing = || Error::Ranks("rank 0 ended without a summary".to_owned());
+    ranks.from_first(summary)?.ok_or_else(missing)
 }
 
 /// The newest whole checkpoint, if it belongs to this experiment.
@@ -342,13 +432,14 @@ fn randomness(seed: u64, batch: &Batch) -> StepRandomness {
     }
 }
 
-/// Reconstructs the first samples of a batch, without dropout, and writes the picture.
+/// Reconstructs the first samples of this rank's batch, without dropout, and writes the picture where `dir` says, on rank
+/// 0; the others take part, since a model may look across the ranks.
 fn draw(
     config: &TrainConfig,
     model: &dyn Pretrain,
     views: &Tensor,
     randomness: StepRandomness,
-    dir: &Path,
+    dir: Option<PathBuf>,
     step: u64,
 ) -> Result<()> {
     let n_samples = config.run.pictures_samples.min(randomness.samples.len());
@@ -369,7 +460,7 @@ fn draw(
             .flatten_all()?
             .to_vec1::<f32>()
     };
-    let Some(reconstruction) = forward.reconstruction else {
+    let (Some(reconstruction), Some(dir)) = (forward.reconstruction, dir) else {
         return Ok(()); // a model without a decoder has nothing to show
     };
     let sizes = config.model.sizes();
@@ -384,7 +475,7 @@ fn draw(
         norm_pix_loss: config.model.norm_pix_loss,
     }
     .render();
-    fs::create_dir_all(dir).map_err(Error::io(dir))?;
+    fs::create_dir_all(&dir).map_err(Error::io(&dir))?;
     picture.write_png(&dir.join(format!("step-{step:08}.png")))
 }
 

@@ -265,16 +265,11 @@ impl Loader {
         self.handed_out
             .bad
             .extend(contents.bad.into_iter().map(|(_, bad)| (bad.index, bad)));
-        let found = self.handed_out.bad.len() as u64;
-        let failure = contents.failure.map(|(_, failure)| failure).or_else(|| {
-            let named = || stage::name_some(self.handed_out.bad.values());
-            (found > self.max_bad).then(|| Error::TooManyBad {
-                found,
-                limit: self.max_bad,
-                named: named(),
-            })
-        });
-        if let Some(failure) = failure {
+        let checked = match contents.failure {
+            Some((_, failure)) => Err(failure),
+            None => self.check_bad(&self.handed_out.bad),
+        };
+        if let Err(failure) = checked {
             self.shared.stop(None);
             return Err(failure);
         }
@@ -282,6 +277,27 @@ impl Loader {
         self.handed_out.pairs += contents.batch.len() as u64;
         self.next = self.batching.next(self.next);
         Ok(contents.batch)
+    }
+
+    /// Holds bad samples, by their indexes, against `data.max_bad`: this loader's, or those of all ranks.
+    ///
+    /// # Errors
+    /// [`Error::TooManyBad`] if they are more than it allows.
+    pub fn check_bad(&self, bad: &BTreeMap<u64, BadSample>) -> Result<()> {
+        let (found, limit) = (bad.len() as u64, self.max_bad);
+        match found > limit {
+            true => Err(Error::TooManyBad {
+                found,
+                limit,
+                named: stage::name_some(bad.values()),
+            }),
+            false => Ok(()),
+        }
+    }
+
+    /// The bad samples that were replaced in batches so far, by their indexes.
+    pub fn bad(&self) -> &BTreeMap<u64, BadSample> {
+        &self.handed_out.bad
     }
 
     /// Gives a batch's memory back to be filled again: fresh memory costs as much as a third of the resizing.

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Counters of one stage, written by its workers.
 #[derive(Debug, Default)]
@@ -141,7 +141,7 @@ pub struct StageStats {
 }
 
 /// A sample that was replaced.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BadSample {
     /// Its index in the split.
     pub index: u64,

@@ -25,6 +25,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::files::{sync, write_durably};
@@ -68,7 +69,7 @@ pub struct Keep<'a> {
 }
 
 /// A checkpoint that was found whole.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Found {
     /// Its folder.
     pub dir: PathBuf,

@@ -13,6 +13,7 @@ use super::cost::forward_cost;
 use super::record::{Machine, RECORD_FORMAT, Record};
 use crate::config::{TrainConfig, differences};
 use crate::device;
+use crate::distributed::Ranks;
 use crate::error::{Error, Result};
 use crate::eval::during::{self, Event};
 use crate::eval::encoder::{CheckpointId, FrozenEncoder};
@@ -140,7 +141,7 @@ fn one(
         during::evaluate(&train_config.eval, &encoder, &id, 0, dir, stop, &mut told)?;
         record.complete = !stop.is_requested();
     } else {
-        let summary = during::train(&train_config, dir, stop, &mut told)?;
+        let summary = during::train(&Ranks::single(), &train_config, dir, stop, &mut told)?;
         record.complete = summary.complete;
         record.data = summary.training.data.or(record.data);
     }

@@ -11,6 +11,8 @@
 
 #![allow(unsafe_code)] // C functions; nothing safer reaches the allocator's settings or the environment
 
+use crate::distributed::World;
+
 /// Threads of candle's spinning pool; 1 is the caller alone, which then never waits.
 const CANDLE_THREADS: &str = "CANDLE_NUM_THREADS";
 
@@ -21,11 +23,12 @@ const RAYON_THREADS: &str = "RAYON_NUM_THREADS";
 /// the first one is started, and glibc serves large blocks from one heap only to the main thread.
 ///
 /// What the environment already says of threads (`CANDLE_NUM_THREADS`, `RAYON_NUM_THREADS`) stays.
+///
+/// Of several processes on a machine each takes its [`cores`].
 pub fn prepare_process() {
     keep_freed_memory();
     if is_single_threaded() {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        for (name, threads) in [(CANDLE_THREADS, 1), (RAYON_THREADS, cores)] {
+        for (name, threads) in [(CANDLE_THREADS, 1), (RAYON_THREADS, cores())] {
             if std::env::var_os(name).is_none() {
                 // SAFETY: setting the environment races only with other threads that read it, and there are none, as
                 // was just checked; only this thread could start one.
@@ -33,6 +36,48 @@ pub fn prepare_process() {
             }
         }
     }
+}
+
+/// Cores that this process should use: those it was given, or its share of them where the ranks of this machine were given
+/// the same ones.
+pub fn cores() -> usize {
+    let given = std::thread::available_parallelism().map_or(1, usize::from);
+    // A wrong environment is an error where the ranks are asked for.
+    match World::from_env() {
+        Ok(world) if !is_bound_by_launcher() => (given / world.local_size).max(1),
+        _ => given,
+    }
+}
+
+/// Whether the launcher bound this process to some of its own cores, as mpirun and srun do and torchrun does not.
+#[cfg(target_os = "linux")]
+fn is_bound_by_launcher() -> bool {
+    let allowed = |pid: u32| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let list = status
+            .lines()
+            .find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
+        count_listed(list)
+    };
+    let own = allowed(std::process::id());
+    let launchers = allowed(std::os::unix::process::parent_id());
+    own.zip(launchers).is_some_and(|(own, all)| own < all)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn is_bound_by_launcher() -> bool {
+    false
+}
+
+/// How many numbers a list such as `0-3,8` holds.
+#[cfg(target_os = "linux")]
+fn count_listed(list: &str) -> Option<usize> {
+    let count = |range: &str| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (first, last): (usize, usize) = (first.parse().ok()?, last.parse().ok()?);
+        Some(last.checked_sub(first)? + 1)
+    };
+    list.trim().split(',').map(count).sum()
 }
 
 /// Whether this is certainly the only thread: Linux lists a process's threads, other systems are not asked.
@@ -63,6 +108,15 @@ fn keep_freed_memory() {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn listed_cores_are_counted() {
+        assert_eq!(count_listed("\t0-3,8,10-11"), Some(7));
+        assert_eq!(count_listed("5"), Some(1));
+        assert_eq!(count_listed("3-1"), None);
+        assert_eq!(count_listed("all"), None);
+    }
 
     #[test]
     fn the_environment_is_left_alone_beside_other_threads() {

@@ -28,6 +28,7 @@ use super::video::{BATCH_FRAMES, Input, Worker};
 use super::vip::{self, VipScores, VipSettings};
 use crate::config::TrainConfig;
 use crate::device;
+use crate::distributed::Ranks;
 use crate::error::{Error, Result};
 use crate::exchange::ReadOptions;
 use crate::models::Pool;
@@ -249,11 +250,12 @@ impl EvalConfig {
     }
 }
 
-/// Trains, and evaluates on the way and at the end.
+/// Trains as one of `ranks`, and evaluates on the way and at the end, which rank 0 does for all.
 ///
 /// # Errors
-/// As [`train::train`], and whatever an evaluation meets that is no fault of a single sequence.
+/// As [`train::train_over`], and whatever an evaluation meets.
 pub fn train(
+    ranks: &Ranks,
     config: &TrainConfig,
     run_dir: &Path,
     stop: &Stop,
@@ -274,17 +276,17 @@ pub fn train(
         }
         let mut portion = config.clone();
         portion.run.stop_after = (step < total_steps).then_some(step);
-        let summary = train::train(&portion, run_dir, stop, &mut |progress| {
+        let summary = train::train_over(ranks, &portion, run_dir, stop, &mut |progress| {
             see(Event::Training(progress));
         })?;
         let reached = summary.steps;
         training = Some(summary);
-        if reached == step && !config.eval.is_done(&done, step) {
+        if ranks.is_first() && reached == step && !config.eval.is_done(&done, step) {
             let device = device::open(&config.device)?;
             let (encoder, id) = FrozenEncoder::load(run_dir, &ReadOptions::default(), &device)?;
             evaluate(&config.eval, &encoder, &id, step, run_dir, stop, see)?;
         }
-        if stop.is_requested() {
+        if ranks.any(stop.is_requested())? {
             break;
         }
     }

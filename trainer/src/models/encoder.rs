@@ -14,6 +14,7 @@ use crate::nn::params::Params;
 use crate::nn::pass::{Pass, Probe};
 use crate::nn::patch_embed::PatchEmbed;
 use crate::nn::pos_embed::{PositionScale, resample_pos_embed_by};
+use crate::ops;
 
 /// Patch embedding, blocks and final norm. The model around it registers the tokens, before those of a decoder, as the
 /// reference does.
@@ -23,6 +24,7 @@ pub struct Encoder {
     patch_embed: PatchEmbed,
     blocks: Vec<Block>,
     norm: LayerNorm,
+    checkpoint_blocks: bool,
 }
 
 impl Encoder {
@@ -59,7 +61,16 @@ impl Encoder {
             patch_embed,
             blocks,
             norm,
+            checkpoint_blocks: false,
         })
+    }
+
+    /// The same encoder, whose backward pass computes every block again if `checkpoint_blocks`.
+    pub fn checkpointed(self, checkpoint_blocks: bool) -> Encoder {
+        Encoder {
+            checkpoint_blocks,
+            ..self
+        }
     }
 
     /// The same encoder for pictures of `rows` x `columns` patches, its position table resampled; weights are shared.
@@ -109,9 +120,7 @@ impl Encoder {
     pub fn forward_before_norm(&self, patches: &Tensor, pass: Pass) -> Result<Tensor> {
         let tokens = self.patch_embed.forward(patches)?;
         pass.see("patch_embed", "", &tokens);
-        let n_patches = tokens.dim(1)?;
-        let tokens = tokens.broadcast_add(&self.tokens.pos_embed.narrow(1, 1, n_patches)?)?;
-        self.transform(tokens, pass)
+        self.transform(&tokens, &self.tokens.pos_embed, pass)
     }
 
     /// Encodes the kept ones of `patches` `[B, N, P]`; returns `[B, 1 + K, D]`. Removed patches are not even embedded.
@@ -126,20 +135,18 @@ impl Encoder {
     ) -> Result<Tensor> {
         let tokens = self.patch_embed.forward(&masking.gather(patches)?)?; // [B, K, D]
         pass.see("patch_embed", "", &tokens);
-        let n_patches = patches.dim(1)?;
-        let positions =
-            masking.gather_table(&self.tokens.pos_embed.narrow(1, 1, n_patches)?.squeeze(0)?)?; // [B, K, D]
-        self.norm_of(self.transform((tokens + positions)?, pass)?, pass)
+        let positions = masking.gather_table(&self.tokens.pos_embed.squeeze(0)?)?; // [B, 1 + K, D]
+        self.norm_of(self.transform(&tokens, &positions, pass)?, pass)
     }
 
-    /// Class token in front, blocks.
-    fn transform(&self, tokens: Tensor, pass: Pass) -> Result<Tensor> {
-        let (batch, _, width) = tokens.dims3()?;
-        let class = (&self.tokens.cls_token + self.tokens.pos_embed.narrow(1, 0, 1)?)?
-            .broadcast_as((batch, 1, width))?;
-        let mut x = Tensor::cat(&[&class, &tokens], 1)?;
+    /// Class token in front, positions, blocks.
+    fn transform(&self, tokens: &Tensor, positions: &Tensor, pass: Pass) -> Result<Tensor> {
+        let mut x = ops::class_in_front(tokens, &self.tokens.cls_token, positions)?;
         for block in &self.blocks {
-            x = block.forward(&x, pass)?;
+            x = match self.checkpoint_blocks {
+                true => block.forward_checkpointed(&x, pass)?,
+                false => block.forward(&x, pass)?,
+            };
         }
         Ok(x)
     }

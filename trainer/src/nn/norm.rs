@@ -4,6 +4,7 @@ use candle_core::{D, Tensor};
 
 use super::init::Init;
 use super::params::Params;
+use crate::distributed::Ranks;
 use crate::error::Result;
 use crate::ops;
 
@@ -41,13 +42,14 @@ impl LayerNorm {
     }
 }
 
-/// Normalisation of each feature over the batch, always with the batch's own statistics.
+/// Normalisation of each feature over the batch of all ranks, always with the batch's own statistics.
 ///
 /// There are no running statistics: it only serves projection heads, which are thrown away after pre-training.
 #[derive(Debug, Clone)]
 pub struct BatchNorm {
     weight: Tensor,
     bias: Tensor,
+    ranks: Ranks,
 }
 
 impl BatchNorm {
@@ -59,20 +61,32 @@ impl BatchNorm {
         Ok(BatchNorm {
             weight: params.trainable(&format!("{path}.weight"), &[width], Init::Ones)?,
             bias: params.trainable(&format!("{path}.bias"), &[width], Init::Zeros)?,
+            ranks: params.ranks().clone(),
         })
     }
 
-    /// `[B, width]` to the same shape, with the biased variance as torch in training.
+    /// `[B, width]` to the same shape, with the biased variance as torch in training. Each rank brings the same B.
     ///
     /// # Errors
     /// If the shape is not `[B, width]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let centred = x.broadcast_sub(&x.mean_keepdim(0)?)?;
-        let var = centred.sqr()?.mean_keepdim(0)?; // [1, width]
+        let centred = x.broadcast_sub(&self.mean(x)?)?;
+        let var = self.mean(&centred.sqr()?)?; // [1, width]
         let normed = centred.broadcast_div(&(var + BATCH_NORM_EPS)?.sqrt()?)?;
         Ok(normed
             .broadcast_mul(&self.weight)?
             .broadcast_add(&self.bias)?)
+    }
+}
+
+impl BatchNorm {
+    /// Over the ranks' `[B, width]`, `[1, width]`.
+    fn mean(&self, x: &Tensor) -> Result<Tensor> {
+        let mean = x.mean_keepdim(0)?;
+        match self.ranks.size() {
+            1 => Ok(mean),
+            n_ranks => Ok((self.ranks.sum(&mean)? / n_ranks as f64)?),
+        }
     }
 }
 

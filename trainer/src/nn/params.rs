@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use candle_core::{DType, Device, Tensor, Var};
 
 use super::init::Init;
+use crate::distributed::Ranks;
 use crate::error::{Error, Result};
 
 /// One parameter or fixed table.
@@ -30,6 +31,7 @@ pub struct Params {
     seed: u64,
     dtype: DType,
     device: Device,
+    ranks: Ranks,
     entries: Vec<Param>,
     by_name: HashMap<String, usize>,
     /// Inside [`Params::following`]: what its names begin with.
@@ -52,10 +54,21 @@ impl Params {
             seed,
             dtype,
             device: device.clone(),
+            ranks: Ranks::single(),
             entries: Vec::new(),
             by_name: HashMap::new(),
             prefix: None,
         }
+    }
+
+    /// The same for a model whose batches `ranks` share: layers that look across the batch look across the ranks.
+    pub fn across(self, ranks: Ranks) -> Params {
+        Params { ranks, ..self }
+    }
+
+    /// The processes that share each batch.
+    pub fn ranks(&self) -> &Ranks {
+        &self.ranks
     }
 
     /// Where the parameters are.
@@ -204,6 +217,21 @@ impl Params {
                     (trainable, frozen + n)
                 }
             })
+    }
+
+    /// CRC-32C of the values of all parameters and tables, as f32, in order.
+    ///
+    /// # Errors
+    /// If they cannot be read back from the device.
+    pub fn checksum(&self) -> Result<u32> {
+        let mut sum = 0;
+        for param in &self.entries {
+            let values = param.var.as_detached_tensor().to_dtype(DType::F32)?;
+            let values = values.flatten_all()?.to_vec1::<f32>()?;
+            let bytes: Vec<u8> = values.into_iter().flat_map(f32::to_le_bytes).collect();
+            sum = crc32c::crc32c_append(sum, &bytes);
+        }
+        Ok(sum)
     }
 
     /// Sets every parameter and table from `tensors`, which must hold exactly these names and shapes; values are

@@ -1,17 +1,17 @@
 //! Runs of a tiny model on pictures held in memory.
 
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use pipeline::codec::{Rgb8Image, jpeg};
-use pipeline::config::ViewsKind;
+use pipeline::config::{MaxBad, ViewsKind};
 use pipeline::loader::source::Sample;
 use pipeline::loader::{Pictures, Source};
 
 use super::*;
 use crate::checkpoint::read_tensors;
 use crate::config::OptimConfig;
+use crate::distributed::in_threads::on_ranks;
 use crate::models::ModelKind;
 
 /// Pictures of coloured waves, one a sample.
@@ -141,6 +141,16 @@ impl Run {
         stop: &Stop,
         progress: &mut dyn FnMut(&Progress),
     ) -> Result<Summary> {
+        self.train_as(&Ranks::single(), config, stop, progress)
+    }
+
+    fn train_as(
+        &self,
+        ranks: &Ranks,
+        config: &TrainConfig,
+        stop: &Stop,
+        progress: &mut dyn FnMut(&Progress),
+    ) -> Result<Summary> {
         let source = &self.source;
         let open = |start| {
             let source: Arc<dyn Source> = Arc::clone(source) as _;
@@ -148,11 +158,34 @@ impl Run {
                 source,
                 &config.data,
                 config.seed,
-                Rank::SINGLE,
+                ranks.share(),
                 start,
             )?)
         };
-        train_from(config, &open, self.dir.path(), stop, progress)
+        train_from(ranks, config, &open, self.dir.path(), stop, progress)
+    }
+
+    /// Trains on ranks that are threads; the last one has a wish to stop.
+    fn train_on(&self, n_ranks: usize, config: &TrainConfig, stop_of_last: &Stop) -> Summary {
+        let mut summaries = on_ranks(n_ranks, |ranks| {
+            let stop = match ranks.rank() + 1 == n_ranks {
+                true => stop_of_last.clone(),
+                false => Stop::new(),
+            };
+            let silent = &mut |_: &Progress| assert!(ranks.is_first());
+            let summary = self.train_as(&ranks, config, &stop, silent).unwrap();
+            ranks.leave().unwrap();
+            summary
+        });
+        let summary = summaries.swap_remove(0);
+        assert!(summaries.into_iter().all(|other| other == summary));
+        summary
+    }
+
+    /// Loss of every step.
+    fn losses(&self) -> Vec<f32> {
+        let lines = metrics::read(self.dir.path()).unwrap();
+        lines.into_iter().map(|line| line.loss).collect()
     }
 
     /// Trains and dies after a step, without a word or a checkpoint.
@@ -373,6 +406,121 @@ fn a_running_mean_survives_stops_and_kills_bit_for_bit() {
         message.contains("optim.ema_decay: 0.8 -> absent"),
         "{message}"
     );
+}
+
+/// The two-view method with every part that looks across the batch.
+fn tiny_contrast() -> TrainConfig {
+    let mut config = tiny();
+    config.model.kind = ModelKind::MultiView;
+    config.data.views = ViewsKind::MultiView;
+    config.model.contrastive.projector_hidden_dim = 12;
+    config.model.contrastive.projector_dim = 8;
+    config
+}
+
+fn assert_same_losses(got: &Run, expected: &Run, what: &str) {
+    let (got, expected) = (got.losses(), expected.losses());
+    assert_eq!(got.len(), expected.len(), "{what}");
+    let apart = |(a, b): (&f32, &f32)| f64::from((a - b).abs() / b.abs());
+    let apart = got.iter().zip(&expected).map(apart).fold(0.0, f64::max);
+    assert!(apart < 1e-5, "{what}: {apart:e}");
+}
+
+#[test]
+fn ranks_make_the_steps_of_one_process() {
+    let mut momentum = tiny_contrast();
+    momentum.model.contrastive.predictor = true;
+    momentum.model.contrastive.momentum = Some(0.9);
+    momentum.optim.accum_steps = 2;
+    // Few and small steps: a batch normalisation over four encodings that are almost equal multiplies rounding.
+    momentum.optim.lr = Some(1e-4);
+    momentum.optim.max_steps = Some(4);
+    momentum.run.pictures_every = 2; // a forward pass in which all take part
+    for (name, config) in [
+        ("siamese", tiny()),
+        ("contrast", tiny_contrast()),
+        ("momentum", momentum),
+    ] {
+        let alone = Run::new();
+        alone.train(&config).unwrap();
+        for n_ranks in [2, 4] {
+            let many = Run::new();
+            let summary = many.train_on(n_ranks, &config, &Stop::new());
+            assert!(!summary.stopped);
+            assert_same_losses(&many, &alone, &format!("{name} on {n_ranks} ranks"));
+        }
+    }
+}
+
+#[test]
+fn a_stop_on_one_rank_stops_all_and_other_numbers_of_ranks_go_on() {
+    let undisturbed = Run::new();
+    undisturbed.train(&tiny()).unwrap();
+    let run = Run::new();
+    let mut config = tiny();
+    config.data.prefetch_batches = 1;
+    for n_ranks in [2, 4] {
+        let stop = Stop::new();
+        *run.source.stop_after.lock().unwrap() = Some((3 * 4, stop.clone()));
+        let summary = run.train_on(n_ranks, &config, &stop);
+        assert!(
+            summary.stopped && summary.checkpoint.is_some(),
+            "{summary:?}"
+        );
+    }
+    *run.source.stop_after.lock().unwrap() = None;
+    let summary = run.train(&config).unwrap();
+    assert_eq!((summary.steps, summary.stopped), (12, false));
+    assert_same_losses(&run, &undisturbed, "2, 4 and 1 ranks in turn");
+}
+
+#[test]
+fn bad_samples_are_counted_over_all_ranks_and_each_once() {
+    let broken = || {
+        let mut source = Waves::new(22);
+        let pictures = &mut Arc::get_mut(&mut source).unwrap().pictures;
+        (5..9).for_each(|index| pictures[index] = Bytes::from_static(b"no picture"));
+        Run {
+            source,
+            ..Run::new()
+        }
+    };
+    let mut config = tiny();
+    config.data.max_bad = MaxBad::Count(4);
+    let count = |run: &Run| metrics::read(run.dir.path()).unwrap()[11].bad_samples;
+    let alone = broken();
+    let names = alone.train(&config).unwrap().bad_samples;
+    assert_eq!((names.len(), count(&alone)), (4, 4), "{names:?}");
+    let many = broken();
+    let summary = many.train_on(2, &config, &Stop::new());
+    assert_eq!((summary.bad_samples, count(&many)), (names, 4));
+
+    config.data.max_bad = MaxBad::Count(3);
+    let run = broken();
+    let errors = on_ranks(2, |ranks| {
+        let trained = run.train_as(&ranks, &config, &Stop::new(), &mut |_| {});
+        trained.unwrap_err().to_string()
+    });
+    for message in errors {
+        assert!(
+            message.contains("4 bad samples, expected at most 3"),
+            "{message}"
+        );
+    }
+}
+
+#[test]
+fn ranks_with_different_configs_are_refused() {
+    let run = Run::new();
+    let errors = on_ranks(2, |ranks| {
+        let mut config = tiny();
+        config.seed += ranks.rank() as u64;
+        let trained = run.train_as(&ranks, &config, &Stop::new(), &mut |_| {});
+        trained.unwrap_err().to_string()
+    });
+    for message in errors {
+        assert!(message.contains("config of rank 1"), "{message}");
+    }
 }
 
 #[test]

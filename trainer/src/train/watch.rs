@@ -6,6 +6,7 @@ use std::path::Path;
 use candle_core::{DType, Tensor};
 
 use crate::checkpoint::{Checkpoints, LossBits};
+use crate::distributed::Ranks;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::models::Forward;
@@ -35,6 +36,24 @@ impl StepLoss {
         self.total += share(&forward.loss)?;
         for (name, part) in &forward.parts {
             *self.parts.entry((*name).to_string()).or_default() += share(part)?;
+        }
+        Ok(())
+    }
+
+    /// Makes it the mean over the ranks, which have equal shares of the batch.
+    ///
+    /// # Errors
+    /// If the ranks have lost each other.
+    pub fn average(&mut self, ranks: &Ranks) -> Result<()> {
+        let own = [&mut self.total].into_iter().chain(self.parts.values_mut());
+        let mut own: Vec<&mut f64> = own.collect();
+        // As bits: a number's text might not come back the same.
+        let bits: Vec<u64> = own.iter().map(|value| value.to_bits()).collect();
+        let all = ranks.exchange(&bits)?;
+        for (i, value) in own.iter_mut().enumerate() {
+            let of_ranks = all.iter().filter_map(|bits| bits.get(i));
+            let sum: f64 = of_ranks.map(|&bits| f64::from_bits(bits)).sum();
+            **value = sum / all.len() as f64;
         }
         Ok(())
     }

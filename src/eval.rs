@@ -1,6 +1,7 @@
 //! `pairquet eval`: what a trained encoder is worth.
 
 mod classify;
+mod videos;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -15,6 +16,12 @@ use crate::output::{Output, facts};
 
 #[derive(Subcommand)]
 pub enum Command {
+    /// DAVIS 2017, semi-supervised: J (region) and F (contour) of masks carried from the first frame.
+    Davis(videos::DavisArgs),
+    /// VIP: mean intersection over union of body parts carried from the first frame.
+    Vip(videos::VipArgs),
+    /// JHMDB: share of joints carried from the first frame that arrive near enough (PCK).
+    Jhmdb(videos::JhmdbArgs),
     /// Load a checkpoint as the evaluations do, and say what it is: sizes, epoch, a hash of its weights.
     Checkpoint(CheckpointArgs),
     /// Classify by the nearest neighbours of frozen features (DINO's protocol).
@@ -48,23 +55,35 @@ pub struct Shared {
 impl Shared {
     /// Loads the encoder, and says what had to be guessed.
     pub fn load(&self, out: &Output) -> Result<(FrozenEncoder, CheckpointId)> {
-        let (read, id, device) = self.read(out)?;
-        Ok((FrozenEncoder::new(&read.model, &read.encoder, &device)?, id))
+        let device = self.device()?;
+        let (encoder, id) = FrozenEncoder::load(&self.checkpoint, &self.options(), &device)?;
+        say_notes(&id, out);
+        Ok((encoder, id))
     }
 
-    /// Reads the encoder's parameters and opens the device, and says what had to be guessed.
-    fn read(&self, out: &Output) -> Result<(Read, CheckpointId, Device)> {
-        let device = trainer::device::open(&self.device)?;
-        let options = ReadOptions {
+    /// Reads the encoder's parameters, and says what had to be guessed.
+    fn read(&self, out: &Output) -> Result<(Read, CheckpointId)> {
+        let (read, id) = encoder::read(&self.checkpoint, &self.options())?;
+        say_notes(&id, out);
+        Ok((read, id))
+    }
+
+    fn device(&self) -> Result<Device> {
+        Ok(trainer::device::open(&self.device)?)
+    }
+
+    fn options(&self) -> ReadOptions {
+        ReadOptions {
             num_heads: self.num_heads,
             allow_missing: self.allow_missing,
             ema: self.ema,
-        };
-        let (read, id) = encoder::read(&self.checkpoint, &options)?;
-        for note in &id.notes {
-            out.say(format!("note: {note}"));
         }
-        Ok((read, id, device))
+    }
+}
+
+fn say_notes(id: &CheckpointId, out: &Output) {
+    for note in &id.notes {
+        out.say(format!("note: {note}"));
     }
 }
 
@@ -77,6 +96,9 @@ pub struct CheckpointArgs {
 /// Runs the verb.
 pub fn run(command: Command, out: &Output) -> Result<ExitCode> {
     match command {
+        Command::Davis(args) => videos::run_davis(args, out),
+        Command::Vip(args) => videos::run_vip(args, out),
+        Command::Jhmdb(args) => videos::run_jhmdb(args, out),
         Command::Checkpoint(args) => checkpoint(&args.shared, out),
         Command::Knn(args) => classify::run_knn(args, out),
         Command::Probe(args) => classify::run_probe(args, out),

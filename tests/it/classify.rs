@@ -348,7 +348,7 @@ fn a_killed_and_a_stopped_run_go_on_bit_for_bit() {
                 .unwrap();
             let output = child.wait_with_output().unwrap();
             assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
-            assert!(text(&output.stderr).contains("stopped before the end"));
+            assert!(text(&output.stderr).ends_with("pairquet: stopped\n"));
         }
         ok(&strs(&args(protocol, &broken, settings)));
         assert_eq!(scores(&broken), scores(&whole), "{protocol}");

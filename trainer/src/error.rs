@@ -58,10 +58,6 @@ pub enum Error {
         problem: String,
     },
 
-    /// The work was asked to stop, and did so before its end.
-    #[error("stopped before the end")]
-    Stopped,
-
     /// The device that was asked for cannot be used.
     #[error("device {asked}: {problem}")]
     Device {
@@ -120,6 +116,19 @@ pub enum Error {
         path: PathBuf,
     },
 
+    /// A file of an evaluation's data is not what the protocol needs.
+    #[error("{path}: {problem}")]
+    Evaluation {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it, and what was expected.
+        problem: String,
+    },
+
+    /// The work was asked to stop before it was done.
+    #[error("stopped")]
+    Stopped,
+
     /// A file or folder could not be read or written.
     #[error("{path}: {source}")]
     Io {
@@ -161,6 +170,14 @@ pub enum Error {
 }
 
 impl Error {
+    /// An [`Error::Evaluation`] at `path`.
+    pub(crate) fn evaluation(path: impl Into<PathBuf>, problem: impl ToString) -> Error {
+        Error::Evaluation {
+            path: path.into(),
+            problem: problem.to_string(),
+        }
+    }
+
     /// An [`Error::Io`] at `path`, for `map_err`.
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Error {
         let path = path.into();

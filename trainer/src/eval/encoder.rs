@@ -18,6 +18,7 @@ use crate::models::{ModelConfig, Sizes};
 use crate::nn::params::Params;
 use crate::nn::pass::Pass;
 use crate::nn::patch_embed::patchify;
+pub use crate::nn::pos_embed::PositionScale;
 
 /// Which weights an evaluation looked with.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -106,6 +107,14 @@ impl FrozenEncoder {
     /// # Errors
     /// [`crate::Error::Shape`] if it is not a batch of colour pictures whose sides are multiples of the patch's.
     pub fn tokens(&self, pixels: &Tensor) -> Result<Tensor> {
+        self.tokens_with(pixels, PositionScale::default())
+    }
+
+    /// As [`FrozenEncoder::tokens`], the position table resampled by a ratio of choice.
+    ///
+    /// # Errors
+    /// As [`FrozenEncoder::tokens`].
+    pub fn tokens_with(&self, pixels: &Tensor, scale: PositionScale) -> Result<Tensor> {
         let patches = patchify(pixels, self.sizes.patch_size)?;
         let (_, _, height, width) = pixels.dims4()?;
         let (rows, columns) = (
@@ -113,7 +122,7 @@ impl FrozenEncoder {
             width / self.sizes.patch_size,
         );
         self.encoder
-            .at_grid(rows, columns)?
+            .at_grid(rows, columns, scale)?
             .forward(&patches, Pass::evaluation())
     }
 }

@@ -13,7 +13,7 @@ use crate::nn::norm::LayerNorm;
 use crate::nn::params::Params;
 use crate::nn::pass::Pass;
 use crate::nn::patch_embed::PatchEmbed;
-use crate::nn::pos_embed::resample_pos_embed;
+use crate::nn::pos_embed::{PositionScale, resample_pos_embed_by};
 
 /// Patch embedding, blocks and final norm. The model around it registers the tokens, before those of a decoder, as the
 /// reference does.
@@ -66,9 +66,10 @@ impl Encoder {
     ///
     /// # Errors
     /// If the table is not that of a square grid.
-    pub fn at_grid(&self, rows: usize, columns: usize) -> Result<Encoder> {
+    pub fn at_grid(&self, rows: usize, columns: usize, scale: PositionScale) -> Result<Encoder> {
         let mut encoder = self.clone();
-        encoder.tokens.pos_embed = resample_pos_embed(&self.tokens.pos_embed, rows, columns)?;
+        encoder.tokens.pos_embed =
+            resample_pos_embed_by(&self.tokens.pos_embed, rows, columns, scale)?;
         Ok(encoder)
     }
 

@@ -1,6 +1,7 @@
 //! The fixed two-dimensional sine and cosine position table.
 
 use candle_core::{DType, Device, Tensor};
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
@@ -57,6 +58,30 @@ const SIZE_OFFSET: f64 = 0.1;
 ///
 /// Source: CropMAE (after DINO), `interpolate_pos_encoding`.
 pub fn resample_pos_embed(table: &Tensor, rows: usize, columns: usize) -> Result<Tensor> {
+    resample_pos_embed_by(table, rows, columns, PositionScale::Offset)
+}
+
+/// Which ratio of the sizes a position table is resampled by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PositionScale {
+    /// `(rows + 0.1) / g`: the reference's.
+    #[default]
+    Offset,
+    /// `rows / g`, which puts the corners of the grids on each other.
+    Exact,
+}
+
+/// As [`resample_pos_embed`], by a ratio of choice.
+///
+/// # Errors
+/// As [`resample_pos_embed`].
+pub fn resample_pos_embed_by(
+    table: &Tensor,
+    rows: usize,
+    columns: usize,
+    scale: PositionScale,
+) -> Result<Tensor> {
     let (_, n_tokens, width) = table.dims3()?;
     let grid = n_tokens.saturating_sub(1).isqrt();
     if table.dims() != [1, 1 + grid * grid, width] || grid == 0 {
@@ -74,7 +99,11 @@ pub fn resample_pos_embed(table: &Tensor, rows: usize, columns: usize) -> Result
         .flatten_all()?
         .to_vec1::<f64>()?;
     let (class, patches) = values.split_at(width);
-    let (row_taps, column_taps) = (taps(rows, grid), taps(columns, grid));
+    let offset = match scale {
+        PositionScale::Offset => SIZE_OFFSET,
+        PositionScale::Exact => 0.0,
+    };
+    let (row_taps, column_taps) = (taps(rows, grid, offset), taps(columns, grid, offset));
     let mut resampled = class.to_vec();
     for row in &row_taps {
         for column in &column_taps {
@@ -95,8 +124,8 @@ pub fn resample_pos_embed(table: &Tensor, rows: usize, columns: usize) -> Result
 }
 
 /// For each of `n` places the four places of the old grid that it is made of, with their weights.
-fn taps(n: usize, grid: usize) -> Vec<[(usize, f64); 4]> {
-    let ratio = grid as f64 / (n as f64 + SIZE_OFFSET);
+fn taps(n: usize, grid: usize, offset: f64) -> Vec<[(usize, f64); 4]> {
+    let ratio = grid as f64 / (n as f64 + offset);
     let place = |i: usize| {
         let source = (i as f64 + 0.5) * ratio - 0.5;
         let first = source.floor();
@@ -160,6 +189,16 @@ mod tests {
         assert_eq!(resampled.dims(), [1, 22, 4]);
         let values = resampled.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         assert!(values.iter().all(|v| (v - 1.0).abs() < 1e-6));
+        // A table that is linear along the rows stays it by exact ratios: twice the rows lie half as far apart.
+        let line: Vec<f32> = (0..=8 * 8).map(|i| ((i + 7) / 8) as f32).collect();
+        let line = Tensor::from_vec(line, (1, 65, 1), &Device::Cpu).unwrap();
+        let by = |scale| {
+            let table = resample_pos_embed_by(&line, 16, 8, scale).unwrap();
+            let values = table.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            values[1 + 9 * 8] - values[1 + 8 * 8]
+        };
+        assert!((by(PositionScale::Exact) - 0.5).abs() < 0.01);
+        assert!((by(PositionScale::Offset) - by(PositionScale::Exact)).abs() > 1e-4);
         let table = sincos_pos_embed(8, 4).unwrap();
         let same = resample_pos_embed(&table, 4, 4).unwrap();
         assert_eq!(

@@ -5,7 +5,7 @@ use gemm::Parallelism;
 
 /// Threads of a product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Threads {
+pub(crate) enum Threads {
     /// The caller's alone.
     One,
     /// The whole rayon pool.
@@ -14,7 +14,7 @@ pub(super) enum Threads {
 
 /// A matrix inside a slice: element (row, column) is at `offset + row * row_stride + column * column_stride`.
 #[derive(Clone, Copy)]
-pub(super) struct View<'a> {
+pub(crate) struct View<'a> {
     data: &'a [f32],
     rows: usize,
     columns: usize,
@@ -54,7 +54,7 @@ impl<'a> View<'a> {
 }
 
 /// A row-major matrix to write: rows `row_stride` apart in `data`.
-pub(super) struct ViewMut<'a> {
+pub(crate) struct ViewMut<'a> {
     /// From the first element on.
     pub data: &'a mut [f32],
     /// At least the number of columns.
@@ -62,7 +62,7 @@ pub(super) struct ViewMut<'a> {
 }
 
 /// `out = factor * a b`, or `out += factor * a b` with `accumulate`.
-pub(super) fn multiply(
+pub(crate) fn multiply(
     a: View,
     b: View,
     out: ViewMut,

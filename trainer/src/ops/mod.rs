@@ -11,7 +11,7 @@ mod elementwise;
 mod kernels;
 mod layer_norm;
 mod linear;
-mod matmul;
+pub(crate) mod matmul;
 pub(crate) mod plain;
 mod storage;
 #[cfg(test)]

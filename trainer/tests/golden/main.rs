@@ -6,7 +6,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod davis_metrics;
 mod models;
+mod propagation;
 mod support;
 mod tables;
 mod vits16;

@@ -14,16 +14,35 @@ pub const LOSS: f64 = 1e-6;
 /// Tolerance of gradients, relative in the l2 norm of each tensor.
 pub const GRADIENT: f64 = 1e-5;
 
+/// The folder of all parts.
+pub fn root() -> PathBuf {
+    std::env::var_os("PAIRQUET_GOLDEN_DIR").map_or_else(|| shared().join("golden"), PathBuf::from)
+}
+
+fn shared() -> PathBuf {
+    std::env::var_os("PAIRQUET_SHARED_DIR").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared"),
+        PathBuf::from,
+    )
+}
+
+/// A folder of real data that some parts were made from; `None`, said aloud, if it is not there.
+pub fn shared_data(name: &str) -> Option<PathBuf> {
+    let folder = shared().join("data").join(name);
+    if folder.is_dir() {
+        return Some(folder);
+    }
+    let _ = writeln!(
+        std::io::stderr(),
+        "SKIPPED: no real data at {}",
+        folder.display()
+    );
+    None
+}
+
 /// The folder of a part with its manifest; `None`, said aloud, if it is not there.
 pub fn part(name: &str) -> Option<(PathBuf, Value)> {
-    let root = std::env::var_os("PAIRQUET_GOLDEN_DIR")
-        .map(PathBuf::from)
-        .unwrap_or_else(|| {
-            let shared = std::env::var_os("PAIRQUET_SHARED_DIR").map(PathBuf::from);
-            shared
-                .unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared"))
-                .join("golden")
-        });
+    let root = root();
     let folder = root.join(name);
     if !folder.join("manifest.json").is_file() {
         let _ = writeln!(

@@ -55,23 +55,35 @@ pub struct Shared {
 impl Shared {
     /// Loads the encoder, and says what had to be guessed.
     pub fn load(&self, out: &Output) -> Result<(FrozenEncoder, CheckpointId)> {
-        let (read, id, device) = self.read(out)?;
-        Ok((FrozenEncoder::new(&read.model, &read.encoder, &device)?, id))
+        let device = self.device()?;
+        let (encoder, id) = FrozenEncoder::load(&self.checkpoint, &self.options(), &device)?;
+        say_notes(&id, out);
+        Ok((encoder, id))
     }
 
-    /// Reads the encoder's parameters and opens the device, and says what had to be guessed.
-    fn read(&self, out: &Output) -> Result<(Read, CheckpointId, Device)> {
-        let device = trainer::device::open(&self.device)?;
-        let options = ReadOptions {
+    /// Reads the encoder's parameters, and says what had to be guessed.
+    fn read(&self, out: &Output) -> Result<(Read, CheckpointId)> {
+        let (read, id) = encoder::read(&self.checkpoint, &self.options())?;
+        say_notes(&id, out);
+        Ok((read, id))
+    }
+
+    fn device(&self) -> Result<Device> {
+        Ok(trainer::device::open(&self.device)?)
+    }
+
+    fn options(&self) -> ReadOptions {
+        ReadOptions {
             num_heads: self.num_heads,
             allow_missing: self.allow_missing,
             ema: self.ema,
-        };
-        let (read, id) = encoder::read(&self.checkpoint, &options)?;
-        for note in &id.notes {
-            out.say(format!("note: {note}"));
         }
-        Ok((read, id, device))
+    }
+}
+
+fn say_notes(id: &CheckpointId, out: &Output) {
+    for note in &id.notes {
+        out.say(format!("note: {note}"));
     }
 }
 

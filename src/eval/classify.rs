@@ -47,7 +47,7 @@ struct CommonArgs {
     #[arg(long, default_value_t = 0)]
     threads: usize,
     /// Folder for results.json and, but for knn, the state that the same command goes on from
-    /// [default: runs/eval/PROTOCOL-WEIGHTS].
+    /// [default: eval/PROTOCOL-HASH, the hash of the weights].
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
@@ -210,7 +210,8 @@ pub fn run_probe(args: ProbeArgs, out: &Output) -> Result<ExitCode> {
 /// Runs `finetune`.
 pub fn run_finetune(args: FinetuneArgs, out: &Output) -> Result<ExitCode> {
     let stop = signals::stop_on_signal(out)?;
-    let (read, id, device) = args.common.shared.read(out)?;
+    let device = args.common.shared.device()?;
+    let (read, id) = args.common.shared.read(out)?;
     let mut settings = FinetuneSettings::mae(args.common.data(), read.model.sizes().embed_dim);
     let course = args.course;
     settings.pool = args.pool.into();
@@ -262,11 +263,10 @@ impl CommonArgs {
 
     /// The folder of the results, made.
     fn dir(&self, protocol: &str, id: &CheckpointId) -> Result<PathBuf> {
-        let weights = id.weights_sha256.get(..8).unwrap_or_default();
-        let dir = self
-            .out
-            .clone()
-            .unwrap_or_else(|| Path::new("runs/eval").join(format!("{protocol}-{weights}")));
+        let dir = self.out.clone().unwrap_or_else(|| {
+            let hash: String = id.weights_sha256.chars().take(12).collect();
+            Path::new("eval").join(format!("{protocol}-{hash}"))
+        });
         std::fs::create_dir_all(&dir)
             .map_err(|error| anyhow::anyhow!("{}: {error}", dir.display()))?;
         Ok(dir)

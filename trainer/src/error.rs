@@ -58,10 +58,6 @@ pub enum Error {
         problem: String,
     },
 
-    /// The work was asked to stop, and did so before its end.
-    #[error("stopped before the end")]
-    Stopped,
-
     /// The device that was asked for cannot be used.
     #[error("device {asked}: {problem}")]
     Device {

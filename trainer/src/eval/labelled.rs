@@ -111,6 +111,15 @@ impl LabelledSet {
             ..DataConfig::default()
         };
         let source = open::source(&config)?;
+        Self::of_source(source, config, data.n_classes)
+    }
+
+    /// * `n_classes`: their number, where the source does not name them.
+    fn of_source(
+        source: Arc<dyn Source>,
+        config: DataConfig,
+        n_classes: Option<usize>,
+    ) -> Result<LabelledSet> {
         let class_ids = source.class_ids();
         let mut set = LabelledSet {
             n_classes: class_ids.len(),
@@ -131,7 +140,7 @@ impl LabelledSet {
                 first.key
             )));
         };
-        match (set.n_classes, data.n_classes) {
+        match (set.n_classes, n_classes) {
             (0, Some(given)) => set.n_classes = given,
             (0, None) => {
                 return Err(set.refused(format!(
@@ -365,4 +374,183 @@ pub(super) fn identity<S: Serialize>(
         checkpoint.weights_sha256.clone().into(),
     );
     Ok(identity)
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use pipeline::codec::{Rgb8Image, encode_rgb8};
+    use pipeline::loader::{Pictures, Sample};
+
+    use super::*;
+
+    /// Grey pictures, some of them broken, with labels or without.
+    struct Made {
+        labels: Vec<Option<i32>>,
+        broken: Vec<u64>,
+        class_ids: Vec<String>,
+        holds_clips: bool,
+    }
+
+    impl Pictures for Made {
+        fn sample(&self, index: u64) -> shards::Result<Sample> {
+            Ok(Sample {
+                n_frames: 1,
+                label: self.labels[index as usize],
+                key: format!("picture {index}").into(),
+            })
+        }
+
+        fn picture(&self, index: u64, _frame: u32) -> shards::Result<Bytes> {
+            if self.broken.contains(&index) {
+                return Ok(Bytes::from_static(b"no picture"));
+            }
+            let picture = Rgb8Image {
+                width: 20,
+                height: 16,
+                data: vec![index as u8; 20 * 16 * 3],
+            };
+            Ok(encode_rgb8(&picture, 95).unwrap().into())
+        }
+    }
+
+    impl Source for Made {
+        fn n_samples(&self) -> u64 {
+            self.labels.len() as u64
+        }
+
+        fn holds_clips(&self) -> bool {
+            self.holds_clips
+        }
+
+        fn class_ids(&self) -> Vec<String> {
+            self.class_ids.clone()
+        }
+    }
+
+    fn made(n: usize) -> Made {
+        Made {
+            labels: (0..n).map(|i| Some(i as i32 % 3)).collect(),
+            broken: Vec::new(),
+            class_ids: ["a", "b", "c"].map(String::from).to_vec(),
+            holds_clips: false,
+        }
+    }
+
+    fn set(made: Made, n_classes: Option<usize>) -> Result<LabelledSet> {
+        let config = DataConfig {
+            path: "made".to_owned(),
+            split: "val".to_owned(),
+            threads: 2,
+            ..DataConfig::default()
+        };
+        LabelledSet::of_source(Arc::new(made), config, n_classes)
+    }
+
+    /// The grey of every picture shown, its label, and what failed.
+    fn visit(made: Made, n_classes: Option<usize>) -> Result<(Vec<(u8, usize)>, Vec<Failed>)> {
+        let mut seen = Vec::new();
+        let failed =
+            set(made, n_classes)?.visit(8, 4, &Device::Cpu, &Stop::new(), &mut |x, y| {
+                assert_eq!(x.dims(), [y.len(), 3, 8, 8]);
+                let reds = x.flatten_from(1)?.to_vec2::<f32>()?;
+                let grey = |row: &Vec<f32>| {
+                    let unit = row[0] * device::IMAGENET_STD[0] + device::IMAGENET_MEAN[0];
+                    (unit * 255.0).round() as u8
+                };
+                seen.extend(reds.iter().map(grey).zip(y.iter().copied()));
+                Ok(())
+            })?;
+        Ok((seen, failed))
+    }
+
+    #[test]
+    fn every_picture_is_shown_once_in_order_whether_or_not_it_fills_a_batch() {
+        for n in [1, 3, 4, 8, 11] {
+            let (seen, failed) = visit(made(n), None).unwrap();
+            let expected: Vec<(u8, usize)> = (0..n).map(|i| (i as u8, i % 3)).collect();
+            assert_eq!(seen, expected);
+            assert!(failed.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_broken_picture_is_left_out_and_its_stand_in_too() {
+        for broken in [2, 10] {
+            let made = Made {
+                broken: vec![broken],
+                ..made(11)
+            };
+            let (seen, failed) = visit(made, None).unwrap();
+            let expected: Vec<u8> = (0..11).filter(|&i| u64::from(i) != broken).collect();
+            assert_eq!(
+                seen.iter().map(|(grey, _)| *grey).collect::<Vec<_>>(),
+                expected
+            );
+            assert_eq!(failed[0].what, format!("picture {broken}"));
+        }
+        let broken = vec![2, 3, 4];
+        let made = Made { broken, ..made(11) };
+        let error = visit(made, None).unwrap_err();
+        assert!(
+            matches!(error, Error::Data(pipeline::Error::TooManyBad { .. })),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn splits_without_what_is_needed_are_refused() {
+        let nameless = |n| Made {
+            class_ids: Vec::new(),
+            ..made(n)
+        };
+        let message = |made: Made, n_classes| visit(made, n_classes).unwrap_err().to_string();
+        let clips = Made {
+            holds_clips: true,
+            ..made(5)
+        };
+        let unlabelled = Made {
+            labels: vec![None; 5],
+            ..nameless(5)
+        };
+        let gap = Made {
+            labels: vec![Some(0), None],
+            ..made(2)
+        };
+        for (got, expected) in [
+            (message(made(0), None), "split val of made is empty"),
+            (message(clips, None), "holds clips"),
+            (
+                message(unlabelled, None),
+                "has no labels (picture 0 has none)",
+            ),
+            (message(gap, None), "has no label for picture 1"),
+            (message(nameless(5), None), "does not name its classes"),
+            (
+                message(nameless(5), Some(2)),
+                "has label 2 for picture 2, expected 0 to 1",
+            ),
+            (message(made(5), Some(7)), "has 3 classes, expected 7"),
+        ] {
+            assert!(got.contains(expected), "{got}");
+        }
+        assert_eq!(visit(nameless(5), Some(3)).unwrap().0.len(), 5);
+    }
+
+    #[test]
+    fn stopping_stops() {
+        let stop = Stop::new();
+        stop.request();
+        let set = set(made(5), None).unwrap();
+        let stopped = set.visit(8, 4, &Device::Cpu, &stop, &mut |_, _| Ok(()));
+        assert!(matches!(stopped, Err(Error::Stopped)));
+    }
+
+    #[test]
+    fn pooling_takes_the_class_token_or_the_mean_of_the_others() {
+        let tokens = Tensor::new(&[[[1f32, 2.0], [3.0, 5.0], [5.0, 9.0]]], &Device::Cpu).unwrap();
+        let of = |pool| pooled(&tokens, pool).unwrap().to_vec2::<f32>().unwrap();
+        assert_eq!(of(Pool::Cls), [[1.0, 2.0]]);
+        assert_eq!(of(Pool::Mean), [[4.0, 7.0]]);
+    }
 }

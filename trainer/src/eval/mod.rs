@@ -9,7 +9,7 @@
 //! [`jhmdb`] (with [`mat`]) are the protocols; [`run`] scores a list of videos and keeps what is done.
 //!
 //! Classification: [`labelled`] is a train and a val split, [`accuracy`] what is counted; [`knn`] trains nothing, [`probe`] a
-//! linear layer, [`finetune`] everything, with [`mixing`] and [`erasing`] of its pictures; `supervised` is the loop of the
+//! linear layer, [`finetune`] everything, with [`mixing`] and [`erasing`] of its pictures; [`supervised`] is the loop of the
 //! latter two, and `saved` what it goes on from.
 
 pub mod accuracy;

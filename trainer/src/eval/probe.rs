@@ -96,9 +96,9 @@ impl ProbeSettings {
             fast: true,
             epochs: 100,
             warmup_epochs: 0,
-            batch_size: 1024,
+            batch_size: 256,
             accum_steps: 1,
-            base_lr: 2.5e-4,
+            base_lr: 1e-3,
             weight_decay: 0.0,
             seed: 0,
         }

@@ -129,6 +129,10 @@ pub enum Error {
         problem: String,
     },
 
+    /// The work was asked to stop before it was done.
+    #[error("stopped")]
+    Stopped,
+
     /// A file or folder could not be read or written.
     #[error("{path}: {source}")]
     Io {

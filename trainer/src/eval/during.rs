@@ -291,8 +291,9 @@ pub fn train(
         }
     }
     let training = training.ok_or_else(|| Error::Config("a run has no steps".to_string()))?;
-    let complete =
-        training.steps == total_steps && config.eval.is_done(&scores(run_dir)?, total_steps);
+    let is_evaluated = config.eval.is_done(&scores(run_dir)?, total_steps);
+    let said = ranks.from_first(Some(is_evaluated))?; // the others may have read before rank 0 wrote
+    let complete = training.steps == total_steps && said.unwrap_or(is_evaluated);
     Ok(Evaluated { training, complete })
 }
 

@@ -106,7 +106,11 @@ fn row_groups_that_hold_nothing_wanted_are_not_read() {
     for (select, n) in cases {
         let (n_some, some) = asked(&proxy, "set", &select);
         assert_eq!(n_some, 2 + n, "{select:?}");
-        assert!(some < all, "{some} bytes of {all} for {select:?}");
+        // Labels of all row groups, where none is excluded, take about what the names take.
+        assert!(
+            n == spans.len() || some < all,
+            "{some} of {all} bytes for {select:?}"
+        );
     }
 }
 

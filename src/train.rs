@@ -17,6 +17,10 @@ use crate::signals;
 use crate::sizes::human_bytes;
 
 #[derive(clap::Args)]
+#[command(
+    after_help = "Started by mpirun, srun or torchrun, the processes share every batch, and data.batch_size counts \
+    all of them: over MPI on CPUs (built with --features mpi), over NCCL on GPUs (--features nccl)."
+)]
 pub struct Args {
     /// The experiment, a TOML file as in configs/train.
     config: PathBuf,

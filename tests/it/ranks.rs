@@ -174,10 +174,11 @@ fn signal(name: &str, pid: u32) {
 fn ended(mut child: Child) -> Output {
     let started = Instant::now();
     while child.try_wait().unwrap().is_none() {
-        if started.elapsed() > PATIENCE {
+        let hangs = started.elapsed() > PATIENCE;
+        if hangs {
             child.kill().unwrap();
-            panic!("the other ranks hang");
         }
+        assert!(!hangs, "the other ranks hang");
         sleep(Duration::from_millis(20));
     }
     child.wait_with_output().unwrap()

@@ -159,7 +159,7 @@ mod tests {
         let sizes = [3, 9, 1, 1, 4, 12, 2];
         assert_eq!(plan(&sizes, 10), [5..7, 1..5, 0..1]);
         assert_eq!(plan(&sizes, 1), [6..7, 5..6, 4..5, 3..4, 2..3, 1..2, 0..1]);
-        assert_eq!(plan(&sizes, 1000), [0..7]);
+        assert!(plan(&sizes, 1000).iter().eq([&(0..7)]));
         assert!(plan(&[], 10).is_empty());
     }
 }

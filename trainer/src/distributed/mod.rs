@@ -83,6 +83,9 @@ impl Ranks {
         }
     }
 
+    /// Connects a rank through the engine that `engine` makes, on the thread that it will live on.
+    // A program without a communication library has nothing to call it with.
+    #[cfg_attr(not(any(feature = "mpi", feature = "nccl", test)), allow(dead_code))]
     fn start(
         world: World,
         device: Device,

@@ -191,7 +191,7 @@ mod tests {
             let second = scope.spawn(move || share(2, None));
             let first = scope.spawn(move || share(0, Some(id)));
             let stranger = scope.spawn(move || {
-                while let Err(_) = TcpStream::connect(("127.0.0.1", at.port)) {
+                while TcpStream::connect(("127.0.0.1", at.port)).is_err() {
                     sleep(NAP);
                 }
                 fetch(world(1, 2), at, Instant::now()).unwrap_err()

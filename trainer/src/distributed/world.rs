@@ -287,7 +287,9 @@ mod tests {
 
     #[test]
     fn half_set_wrong_and_contradicting_variables_are_named() {
-        let cases: [(&[(&str, &str)], &[&str]); 9] = [
+        /// Variables, and what the message says.
+        type Case<'a> = (&'a [(&'a str, &'a str)], &'a [&'a str]);
+        let cases: [Case; 9] = [
             (&[("RANK", "1")], &["RANK is 1", "WORLD_SIZE is not set"]),
             (&[("WORLD_SIZE", "2")], &["WORLD_SIZE is 2", "RANK is not"]),
             (&[("LOCAL_RANK", "0")], &["LOCAL_RANK is 0", "RANK is not"]),

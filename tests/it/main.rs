@@ -7,6 +7,7 @@ mod bench;
 mod bucket;
 mod cli;
 mod convert;
+mod eval;
 mod exchange;
 mod order;
 mod real_data;

@@ -8,6 +8,7 @@ mod bucket;
 mod classify;
 mod cli;
 mod convert;
+mod eval;
 mod exchange;
 mod order;
 mod real_data;

@@ -17,10 +17,22 @@ use crate::output::{Output, facts};
 #[derive(Subcommand)]
 pub enum Command {
     /// DAVIS 2017, semi-supervised: J (region) and F (contour) of masks carried from the first frame.
+    ///
+    /// Reads the 480p release as it is (JPEGImages/480p, Annotations/480p, ImageSets/2017) and sizes frames inside, or copies that
+    /// were resized beforehand. Scores are reported twice. "original" brings the predicted masks to the size of the annotations
+    /// (854x480 in the release), which is what DAVIS's own evaluation compares. "resized" brings the annotations to the size of
+    /// the network's input (480x880), which is what CropMAE's published numbers compare, because its frames and annotations were
+    /// both resized beforehand. The two differ by some tenths of a point, most of it in F, whose contours are compared within a
+    /// distance that depends on the size. Compare a number only with one of its own kind.
     Davis(videos::DavisArgs),
-    /// VIP: mean intersection over union of body parts carried from the first frame.
+    /// VIP: mean intersection over union of 20 body parts carried from the first frame, over all pixels of the set.
+    ///
+    /// Reads Images/VIDEO and Annotations/Category_ids/VIDEO, for the videos of lists/SUBSET_videos.txt if there is such a list.
     Vip(videos::VipArgs),
-    /// JHMDB: share of joints carried from the first frame that arrive near enough (PCK).
+    /// JHMDB: share of the 15 joints carried from the first frame that arrive near enough (PCK).
+    ///
+    /// Reads joint_positions/CLASS/CLIP/joint_positions.mat and Rename_Images/CLASS/CLIP. Papers score the 268 clips of the first
+    /// test split: name them with --list; without it all clips are scored.
     Jhmdb(videos::JhmdbArgs),
     /// Load a checkpoint as the evaluations do, and say what it is: sizes, epoch, a hash of its weights.
     Checkpoint(CheckpointArgs),

@@ -357,7 +357,7 @@ fn share(share: &Share) -> String {
 fn table(head: &str, rows: impl Iterator<Item = (String, Accuracy)>) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
-    table.set_header([head, "pictures", "top-1 % (95 % interval)", "top-5 %"]);
+    table.set_header([head, "pictures", "top-1 % (95 %, Wilson)", "top-5 %"]);
     for (name, accuracy) in rows {
         table.add_row([
             name,

@@ -141,16 +141,8 @@ fn input_size(text: &str) -> Result<InputSize, String> {
     })
 }
 
-/// DAVIS 2017, semi-supervised: J (region) and F (contour) of masks carried from the first frame.
-///
-/// Reads the 480p release as it is (JPEGImages/480p, Annotations/480p, ImageSets/2017) and sizes frames inside, or copies that
-/// were resized beforehand. Scores are reported twice. "original" brings the predicted masks to the size of the annotations
-/// (854x480 in the release), which is what DAVIS's own evaluation compares. "resized" brings the annotations to the size of
-/// the network's input (480x880), which is what CropMAE's published numbers compare, because its frames and annotations were
-/// both resized beforehand. The two differ by some tenths of a point, most of it in F, whose contours are compared within a
-/// distance that depends on the size. Compare a number only with one of its own kind.
+/// Arguments of `eval davis`.
 #[derive(clap::Args)]
-#[command(verbatim_doc_comment)]
 pub struct DavisArgs {
     #[command(flatten)]
     common: VideoArgs,
@@ -165,9 +157,7 @@ pub struct DavisArgs {
     order_by_index: bool,
 }
 
-/// VIP: mean intersection over union of 20 body parts carried from the first frame, over all pixels of the set.
-///
-/// Reads Images/VIDEO and Annotations/Category_ids/VIDEO, for the videos of lists/SUBSET_videos.txt if there is such a list.
+/// Arguments of `eval vip`.
 #[derive(clap::Args)]
 pub struct VipArgs {
     #[command(flatten)]
@@ -180,10 +170,7 @@ pub struct VipArgs {
     skip_first_frame: bool,
 }
 
-/// JHMDB: share of the 15 joints carried from the first frame that arrive near enough (PCK).
-///
-/// Reads joint_positions/CLASS/CLIP/joint_positions.mat and Rename_Images/CLASS/CLIP. Papers score the 268 clips of the first
-/// test split: name them with --list; without it all clips are scored.
+/// Arguments of `eval jhmdb`.
 #[derive(clap::Args)]
 pub struct JhmdbArgs {
     #[command(flatten)]

@@ -9,6 +9,7 @@ mod classify;
 mod cli;
 mod compare;
 mod convert;
+mod eval;
 mod exchange;
 mod foreign;
 mod order;

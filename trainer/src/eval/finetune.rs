@@ -17,11 +17,11 @@ use super::accuracy::Hits;
 use super::encoder::CheckpointId;
 use super::erasing::erase;
 use super::labelled::{
-    LOOK_BATCH, LabelledData, LabelledSet, Progress, add_hits, identity, pooled,
+    LOOK_BATCH, LabelledData, LabelledSet, Progress, add_hits, data_id, identity, pooled,
 };
 use super::mixing::MixingSettings;
 use super::probe::LARGE_WIDTH;
-use super::results::{DataHash, Failed, RESULTS_FORMAT, Results, Versions};
+use super::results::{Failed, RESULTS_FORMAT, Results, Versions};
 use super::supervised::{Course, Learner, SupervisedScores};
 use crate::error::{Error, Result};
 use crate::exchange::{Read, Tensors};
@@ -179,10 +179,7 @@ pub fn finetune(
 ) -> Result<Results<FinetuneSettings, SupervisedScores>> {
     settings.validate()?;
     let [train, val] = settings.data.open()?;
-    let mut data = DataHash::default();
-    data.part("train", &train.id());
-    data.part("val", &val.id());
-    let data = data.finish();
+    let data = data_id(&train, &val);
     let sizes = read.model.sizes();
 
     let model = Classifier::new(settings, &sizes, &read.encoder, train.n_classes(), device)?;

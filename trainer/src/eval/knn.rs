@@ -13,8 +13,10 @@ use serde::{Deserialize, Serialize};
 
 use super::accuracy::{Accuracy, Hits, rank_of};
 use super::encoder::{CheckpointId, FrozenEncoder};
-use super::labelled::{LOOK_BATCH, LabelledData, LabelledSet, Progress, features, host_rows};
-use super::results::{DataHash, Failed, RESULTS_FORMAT, Results, Versions};
+use super::labelled::{
+    LOOK_BATCH, LabelledData, LabelledSet, Progress, data_id, features, host_rows,
+};
+use super::results::{Failed, RESULTS_FORMAT, Results, Versions};
 use crate::error::{Error, Result};
 use crate::models::Pool;
 use crate::nn::norm::unit_length;
@@ -67,9 +69,7 @@ pub fn knn(
     let [train, val] = settings.data.open()?;
     let settings = &settings.resolved(train.n_samples(), progress);
     settings.validate(train.n_samples())?;
-    let mut data = DataHash::default();
-    data.part("train", &train.id());
-    data.part("val", &val.id());
+    let data = data_id(&train, &val);
 
     let k_max = settings.ks.iter().copied().max().unwrap_or(1);
     let mut queries = Vec::new();
@@ -119,7 +119,7 @@ pub fn knn(
         protocol: "knn".to_owned(),
         complete: failed.is_empty(),
         checkpoint,
-        data: data.finish(),
+        data,
         settings: settings.clone(),
         scores: KnnScores {
             by_k,

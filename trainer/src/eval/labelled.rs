@@ -316,6 +316,14 @@ fn pixels(batch: &Batch, rows: &[usize], device: &Device) -> Result<Tensor> {
     Ok(pixels.index_select(&Tensor::new(rows, device)?, 0)?)
 }
 
+/// The files of both splits.
+pub(super) fn data_id(train: &LabelledSet, val: &LabelledSet) -> DataId {
+    let mut hash = DataHash::default();
+    hash.part("train", &train.id());
+    hash.part("val", &val.id());
+    hash.finish()
+}
+
 /// What a picture is classified by, `[B, D]`: the encoder's class token or the mean of its patches' tokens, after the final
 /// norm.
 ///

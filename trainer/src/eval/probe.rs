@@ -18,10 +18,10 @@ use serde::{Deserialize, Serialize};
 use super::accuracy::Hits;
 use super::encoder::{CheckpointId, FrozenEncoder};
 use super::labelled::{
-    LOOK_BATCH, LabelledData, LabelledSet, Progress, add_hits, features, identity,
+    LOOK_BATCH, LabelledData, LabelledSet, Progress, add_hits, data_id, features, identity,
 };
 use super::mixing::soft_targets;
-use super::results::{DataHash, Failed, RESULTS_FORMAT, Results, Versions};
+use super::results::{Failed, RESULTS_FORMAT, Results, Versions};
 use super::supervised::{Course, EpochScore, Learner, SupervisedScores};
 use crate::error::{Error, Result};
 use crate::loss::soft_cross_entropy;
@@ -168,10 +168,7 @@ pub fn probe(
 ) -> Result<Results<ProbeSettings, SupervisedScores>> {
     settings.validate()?;
     let [train, val] = settings.data.open()?;
-    let mut data = DataHash::default();
-    data.part("train", &train.id());
-    data.part("val", &val.id());
-    let data = data.finish();
+    let data = data_id(&train, &val);
 
     let mut cache =
         |stage, set: &LabelledSet| Features::of(stage, set, encoder, settings.pool, stop, progress);

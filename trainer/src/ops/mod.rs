@@ -7,6 +7,8 @@
 //! Letters: B batch, N queries, M keys, D width, H heads.
 
 mod attention;
+#[cfg(any(feature = "cuda", test))]
+pub(crate) mod cuda;
 mod elementwise;
 mod kernels;
 mod layer_norm;
@@ -170,12 +172,12 @@ fn expect_width(what: &str, x: &Tensor, width: usize) -> Result<()> {
 }
 
 fn expect_mask(n_elements: usize, mask: &KeepMask) -> Result<()> {
-    if mask.keep().len() == n_elements {
+    if mask.len() == n_elements {
         return Ok(());
     }
     Err(Error::Shape {
         what: "dropout mask".to_owned(),
-        got: vec![mask.keep().len()],
+        got: vec![mask.len()],
         expected: format!("{n_elements} elements"),
     })
 }

@@ -11,6 +11,8 @@ use candle_core::{DType, Device, Tensor};
 use trainer::masking::StepRandomness;
 use trainer::models::{EncoderPreset, ModelConfig, ModelKind, build};
 use trainer::nn::params::Params;
+use trainer::optim::Gradients;
+use trainer::tape;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args()
@@ -41,6 +43,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         .collect();
     let views = Tensor::from_vec(values, shape, &Device::Cpu)?;
 
+    let trainable = params.iter_trainable();
+    let mut grads = Gradients::new(trainable.map(|param| (param.name.clone(), param.var.clone())));
     let (mut forward_ms, mut total_ms) = (Vec::new(), Vec::new());
     for step in 0..=steps {
         let randomness = StepRandomness {
@@ -49,10 +53,10 @@ fn main() -> Result<(), Box<dyn Error>> {
             samples: (0..batch as u64).collect(),
         };
         let start = Instant::now();
-        let forward = model.forward(&views, &randomness, true)?;
+        let (forward, tape) = tape::record(|| model.forward(&views, &randomness, true))?;
         let after_forward = start.elapsed();
-        let gradients = forward.loss.backward()?;
-        drop((forward, gradients));
+        grads.clear();
+        grads.backward(tape, &forward.loss, 1.0, &mut |_, _| Ok(()))?;
         if step > 0 {
             forward_ms.push(after_forward.as_secs_f64() * 1e3);
             total_ms.push(start.elapsed().as_secs_f64() * 1e3);

@@ -6,7 +6,7 @@
 //! - [`device`]: where tensors live, and how batches get there.
 //! - [`masking`]: which patches are hidden, and all randomness of a step.
 //! - [`models`]: SiamMAE and CropMAE, MAE, Multi-View MAE; [`loss`]: what they minimise.
-//! - [`nn`]: parameters and layers; [`ops`]: the operations they are made of.
+//! - [`nn`]: parameters and layers; [`ops`]: the operations they are made of; [`tape`]: the way back through them.
 //! - [`optim`]: parameter groups, gradients and their norm, AdamW, the learning rate of a step.
 //! - [`checkpoint`]: what a run needs to go on as if it had never stopped.
 //! - [`exchange`]: checkpoints from and to other programs.
@@ -32,6 +32,7 @@ pub mod nn;
 pub mod ops;
 pub mod optim;
 pub mod pictures;
+pub mod tape;
 pub mod train;
 
 pub use config::TrainConfig;

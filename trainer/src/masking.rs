@@ -6,6 +6,7 @@ use candle_core::{DType, Device, Tensor};
 use pipeline::rng::{Purpose, SampleRng};
 
 use crate::error::{Error, Result};
+use crate::ops;
 
 /// What a step's random draws depend on: a sample's mask and dropout are the same in whatever batch it comes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -190,51 +191,68 @@ impl Masking {
             .reshape((batch, self.n_kept, width))?)
     }
 
-    /// The rows of a table `[N, D]` that belong to the kept patches, `[B, K, D]`. Meant for constants.
-    ///
-    /// # Errors
-    /// If the table has fewer than N rows.
-    pub fn gather_table(&self, table: &Tensor) -> Result<Tensor> {
-        let ids = Tensor::from_slice(&self.ids_keep, self.ids_keep.len(), table.device())?;
-        Ok(table
-            .index_select(&ids, 0)?
-            .reshape((self.batch, self.n_kept, table.dim(1)?))?)
+    /// The removed patches of all samples, counted over `[B, N]`, in rising order.
+    pub fn removed(&self) -> Vec<u32> {
+        let places = self.ids_restore.iter().enumerate();
+        let removed = places.filter(|(_, place)| **place as usize >= self.n_kept);
+        removed.map(|(row, _)| row as u32).collect()
     }
 
-    /// Puts the encoded tokens back in place, with `mask_token` where a patch was removed.
+    /// The same, counted over `[B, 1 + N]`, tokens with a class token in front.
+    pub fn removed_tokens(&self) -> Vec<u32> {
+        let n = self.n_patches as u32;
+        let token = |row: u32| row / n * (1 + n) + 1 + row % n;
+        self.removed().into_iter().map(token).collect()
+    }
+
+    /// The rows of a table `[1 + N, D]` that belong to the class token and the kept patches, `[B, 1 + K, D]`. Meant for
+    /// constants.
+    ///
+    /// # Errors
+    /// If the table has fewer than 1 + N rows.
+    pub fn gather_table(&self, table: &Tensor) -> Result<Tensor> {
+        let rows: Vec<u32> = self
+            .ids_keep
+            .chunks_exact(self.n_kept)
+            .flat_map(|ids| std::iter::once(0).chain(ids.iter().map(|id| 1 + id)))
+            .collect();
+        let ids = Tensor::from_slice(&rows, rows.len(), table.device())?;
+        let shape = (self.batch, 1 + self.n_kept, table.dim(1)?);
+        Ok(table.index_select(&ids, 0)?.reshape(shape)?)
+    }
+
+    /// Puts the encoded tokens back in place, with `mask_token` where a patch was removed, and adds positions.
     ///
     /// * `tokens`: `[B, 1 + K, D]`, the class token first.
     /// * `mask_token`: `[1, 1, D]`.
+    /// * `positions`: constants `[1, 1 + N, D]`.
     ///
-    /// Returns `[B, 1 + N, D]`. It is a product with a matrix of zeros and ones: exact, and its backward is again a
-    /// product, where gather and scatter have slow or missing ones.
+    /// Returns `[B, 1 + N, D]`.
     ///
     /// # Errors
     /// If the shapes do not fit.
-    pub fn restore(&self, tokens: &Tensor, mask_token: &Tensor) -> Result<Tensor> {
+    pub fn restore(
+        &self,
+        tokens: &Tensor,
+        mask_token: &Tensor,
+        positions: &Tensor,
+    ) -> Result<Tensor> {
         let (batch, n_tokens, width) = tokens.dims3()?;
-        let (rows, columns) = (1 + self.n_patches, self.n_kept + 2);
-        if (batch, n_tokens + 1) != (self.batch, columns) {
+        if (batch, n_tokens) != (self.batch, 1 + self.n_kept) {
             return Err(Error::Shape {
                 what: "tokens to restore".to_owned(),
                 got: tokens.dims().to_vec(),
                 expected: format!("[{}, {}, D]", self.batch, 1 + self.n_kept),
             });
         }
-        let mut places = vec![0f32; batch * rows * columns];
-        for (matrix, restore) in places
-            .chunks_exact_mut(rows * columns)
-            .zip(self.ids_restore.chunks_exact(self.n_patches))
-        {
-            matrix[0] = 1.0;
-            for (row, &place) in matrix.chunks_exact_mut(columns).skip(1).zip(restore) {
-                row[1 + (place as usize).min(self.n_kept)] = 1.0;
-            }
+        if positions.dims() != [1, 1 + self.n_patches, width] {
+            return Err(Error::Shape {
+                what: "positions of the decoder".to_owned(),
+                got: positions.dims().to_vec(),
+                expected: format!("[1, {}, {width}]", 1 + self.n_patches),
+            });
         }
-        let places = Tensor::from_vec(places, (batch, rows, columns), tokens.device())?
-            .to_dtype(tokens.dtype())?;
-        let mask_token = mask_token.broadcast_as((batch, 1, width))?;
-        Ok(places.matmul(&Tensor::cat(&[tokens, &mask_token], 1)?)?)
+        ops::restore(tokens, mask_token, positions, &self.ids_restore)
     }
 }
 
@@ -312,7 +330,9 @@ mod tests {
             let kept = masking.gather(&patches).unwrap();
             let class = Tensor::full(-1f32, (3, 1, 1), &Device::Cpu).unwrap();
             let token = Tensor::full(-2f32, (1, 1, 1), &Device::Cpu).unwrap();
-            let restored = masking.restore(&Tensor::cat(&[&class, &kept], 1).unwrap(), &token).unwrap();
+            let positions = Tensor::zeros((1, 17, 1), DType::F32, &Device::Cpu).unwrap();
+            let tokens = Tensor::cat(&[&class, &kept], 1).unwrap();
+            let restored = masking.restore(&tokens, &token, &positions).unwrap();
             let restored = restored.reshape((3, 17)).unwrap().to_vec2::<f32>().unwrap();
             let mask = masking.mask(DType::F32, &Device::Cpu).unwrap().to_vec2::<f32>().unwrap();
             for b in 0..3 {
@@ -322,6 +342,11 @@ mod tests {
                     let want = if mask[b][n] == 0.0 { (100 * b + n) as f32 } else { -2.0 };
                     prop_assert_eq!(restored[b][n + 1], want);
                 }
+                let removed = (0..16u32).filter(|&n| mask[b][n as usize] == 1.0);
+                let rows: Vec<u32> = masking.removed().into_iter().filter(|row| *row as usize / 16 == b).collect();
+                prop_assert_eq!(&rows, &removed.map(|n| 16 * b as u32 + n).collect::<Vec<_>>());
+                let tokens = masking.removed_tokens().into_iter().filter(|row| *row as usize / 17 == b);
+                prop_assert_eq!(tokens.collect::<Vec<_>>(), rows.iter().map(|row| row + 1 + b as u32).collect::<Vec<_>>());
                 let kept_noise = (0..16).filter(|&n| mask[b][n] == 0.0).map(|n| noise[b * 16 + n]);
                 let removed_noise = (0..16).filter(|&n| mask[b][n] == 1.0).map(|n| noise[b * 16 + n]);
                 prop_assert!(kept_noise.fold(0f32, f32::max) <= removed_noise.fold(1f32, f32::min));

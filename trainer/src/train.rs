@@ -31,6 +31,7 @@ use crate::models::{self, Pretrain};
 use crate::nn::params::Params;
 use crate::optim::{AdamW, AdamWOptions, Ema, Gradients, clip, param_groups};
 use crate::pictures::Reconstructions;
+use crate::tape;
 use clock::Clock;
 use plan::Plan;
 use watch::{Losses, StepLoss};
@@ -178,10 +179,11 @@ pub fn train_from(
             loss.keys.extend_from_slice(&batch.keys);
             let views = device::upload(&batch, &device)?; // [B, V, 3, H, W]
             let randomness = randomness(config.seed, &batch);
-            let forward = model.forward(&views, &randomness, true)?;
+            let (forward, tape) = tape::record(|| model.forward(&views, &randomness, true))?;
             loss.add(&forward, plan.accum_steps)?;
             watch::check_loss(step, &loss, run_dir, &checkpoints)?; // before the update; names the step and its samples
-            grads.accumulate((forward.loss / plan.accum_steps as f64)?.backward()?)?;
+            let share = 1.0 / plan.accum_steps as f64;
+            grads.backward(tape, &forward.loss, share, &mut |_, _| Ok(()))?;
             shown = Some((views, randomness));
             loader.recycle(batch);
         }

@@ -19,6 +19,7 @@ use trainer::nn::pass::Pass;
 use trainer::optim::{
     AdamW, AdamWOptions, Gradients, LrOrder, Place, Schedule, clip, param_groups,
 };
+use trainer::tape;
 
 const LOSS_ABS: f64 = 1e-6;
 const GRAD_NORM_REL: f64 = 1e-5;
@@ -244,9 +245,8 @@ fn run_trajectory(dir: &Path, file: &ManifestFile) {
             .to_vec1::<f32>()
             .unwrap();
         let masking = random_masking(&noise, n_patches, case.mask_ratio).unwrap();
-        let forward = model
-            .forward_masked(&views, &masking, Pass::evaluation())
-            .unwrap();
+        let (forward, tape) =
+            tape::record(|| model.forward_masked(&views, &masking, Pass::evaluation())).unwrap();
         let loss = f64::from(forward.loss.to_scalar::<f32>().unwrap());
         assert!(
             (loss - micro.loss).abs() <= LOSS_ABS,
@@ -254,8 +254,10 @@ fn run_trajectory(dir: &Path, file: &ManifestFile) {
             micro.loss
         );
         losses.push(loss);
-        let share = (forward.loss / case.accum_iter as f64).unwrap();
-        grads.accumulate(share.backward().unwrap()).unwrap();
+        let share = 1.0 / case.accum_iter as f64;
+        grads
+            .backward(tape, &forward.loss, share, &mut |_, _| Ok(()))
+            .unwrap();
         assert_eq!(
             (micro.idx + 1) % case.accum_iter == 0,
             micro.optimizer_step.is_some(),

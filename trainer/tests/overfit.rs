@@ -27,6 +27,7 @@ use trainer::models::{
 };
 use trainer::nn::params::Params;
 use trainer::optim::{AdamW, AdamWOptions, Gradients, clip, param_groups};
+use trainer::tape;
 
 const N_SAMPLES: usize = 8;
 const SIZE: usize = 16;
@@ -305,9 +306,11 @@ fn overfit(case: &Case, views: &Tensor) -> [Measured; 2] {
     let mut grads = Gradients::new(trainable);
     let before = measure(model.as_ref(), views);
     for epoch in 0..case.n_steps {
-        let loss = model.forward(views, &step(epoch), true).unwrap().loss;
+        let (forward, tape) = tape::record(|| model.forward(views, &step(epoch), true)).unwrap();
         grads.clear();
-        grads.accumulate(loss.backward().unwrap()).unwrap();
+        grads
+            .backward(tape, &forward.loss, 1.0, &mut |_, _| Ok(()))
+            .unwrap();
         if epoch == 0 {
             let idle = clip::norms(&grads).unwrap().uncovered();
             assert!(idle.is_empty(), "{}: {idle:?} do not learn", case.name);

@@ -6,12 +6,13 @@ use super::TrainConfig;
 use crate::error::{Error, Result};
 
 /// Keys, or tables, that may change between a checkpoint and its resumption without a word: they change what is
-/// written down and how fast data comes, not what is computed.
-const FREE: [&str; 9] = [
+/// written down, how fast data comes and what is kept in memory, not what is computed.
+const FREE: [&str; 10] = [
     "name",
     "paper",
     "device",
     "run",
+    "model.checkpoint_blocks",
     "data.threads",
     "data.pin",
     "data.io_threads",

@@ -168,6 +168,9 @@ pub struct ModelConfig {
     /// Largest probability of dropping a residual branch of the encoder, rising linearly from 0 at the first block;
     /// 0 in all papers' pre-training.
     pub drop_path: f64,
+    /// Whether the backward pass computes every block again instead of keeping what it computed: the same bits, a
+    /// fraction of the memory, about a third more time.
+    pub checkpoint_blocks: bool,
     /// What Multi-View MAE reconstructs; the others have no choice.
     pub targets: Targets,
     /// Factor of Multi-View MAE's reconstruction loss, 1. With 0 there is no decoder, and the contrastive loss trains the
@@ -194,6 +197,7 @@ impl Default for ModelConfig {
             norm_pix_loss: true,
             decoder_dropout: 0.1,
             drop_path: 0.0,
+            checkpoint_blocks: false,
             targets: Targets::default(),
             reconstruction_weight: 1.0,
             contrastive: ContrastiveConfig::default(),

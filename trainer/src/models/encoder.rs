@@ -13,6 +13,7 @@ use crate::nn::norm::LayerNorm;
 use crate::nn::params::Params;
 use crate::nn::pass::Pass;
 use crate::nn::patch_embed::PatchEmbed;
+use crate::ops;
 
 /// Patch embedding, blocks and final norm. The model around it registers the tokens, before those of a decoder, as the
 /// reference does.
@@ -22,6 +23,7 @@ pub struct Encoder {
     patch_embed: PatchEmbed,
     blocks: Vec<Block>,
     norm: LayerNorm,
+    checkpoint_blocks: bool,
 }
 
 impl Encoder {
@@ -58,7 +60,16 @@ impl Encoder {
             patch_embed,
             blocks,
             norm,
+            checkpoint_blocks: false,
         })
+    }
+
+    /// The same encoder, whose backward pass computes every block again if `checkpoint_blocks`.
+    pub fn checkpointed(self, checkpoint_blocks: bool) -> Encoder {
+        Encoder {
+            checkpoint_blocks,
+            ..self
+        }
     }
 
     /// Encodes all `patches` `[B, N, P]`; returns `[B, 1 + N, D]`, the class token first.
@@ -68,9 +79,7 @@ impl Encoder {
     pub fn forward(&self, patches: &Tensor, pass: Pass) -> Result<Tensor> {
         let tokens = self.patch_embed.forward(patches)?;
         pass.see("patch_embed", "", &tokens);
-        let n_patches = tokens.dim(1)?;
-        let tokens = tokens.broadcast_add(&self.tokens.pos_embed.narrow(1, 1, n_patches)?)?;
-        self.transform(tokens, pass)
+        self.transform(&tokens, &self.tokens.pos_embed, pass)
     }
 
     /// Encodes the kept ones of `patches` `[B, N, P]`; returns `[B, 1 + K, D]`. Removed patches are not even embedded.
@@ -85,20 +94,18 @@ impl Encoder {
     ) -> Result<Tensor> {
         let tokens = self.patch_embed.forward(&masking.gather(patches)?)?; // [B, K, D]
         pass.see("patch_embed", "", &tokens);
-        let n_patches = patches.dim(1)?;
-        let positions =
-            masking.gather_table(&self.tokens.pos_embed.narrow(1, 1, n_patches)?.squeeze(0)?)?; // [B, K, D]
-        self.transform((tokens + positions)?, pass)
+        let positions = masking.gather_table(&self.tokens.pos_embed.squeeze(0)?)?; // [B, 1 + K, D]
+        self.transform(&tokens, &positions, pass)
     }
 
-    /// Class token in front, blocks, norm.
-    fn transform(&self, tokens: Tensor, pass: Pass) -> Result<Tensor> {
-        let (batch, _, width) = tokens.dims3()?;
-        let class = (&self.tokens.cls_token + self.tokens.pos_embed.narrow(1, 0, 1)?)?
-            .broadcast_as((batch, 1, width))?;
-        let mut x = Tensor::cat(&[&class, &tokens], 1)?;
+    /// Class token in front, positions, blocks, norm.
+    fn transform(&self, tokens: &Tensor, positions: &Tensor, pass: Pass) -> Result<Tensor> {
+        let mut x = ops::class_in_front(tokens, &self.tokens.cls_token, positions)?;
         for block in &self.blocks {
-            x = block.forward(&x, pass)?;
+            x = match self.checkpoint_blocks {
+                true => block.forward_checkpointed(&x, pass)?,
+                false => block.forward(&x, pass)?,
+            };
         }
         let x = self.norm.forward(&x)?;
         pass.see("norm", "", &x);

@@ -4,16 +4,15 @@
 
 use candle_core::Tensor;
 
-use super::config::{ModelConfig, Sizes};
+use super::config::ModelConfig;
 use super::encoder::Encoder;
+use super::predictor::Predictor;
 use super::tokens::{DecoderTokens, EncoderTokens};
 use super::{Forward, Pretrain, Reconstruction, split_views};
 use crate::error::Result;
-use crate::loss::{masked_patch_mse, pixel_targets};
 use crate::masking::{Masking, StepRandomness};
 use crate::nn::block::Block;
 use crate::nn::linear::Linear;
-use crate::nn::norm::LayerNorm;
 use crate::nn::params::Params;
 use crate::nn::pass::Pass;
 use crate::nn::patch_embed::patchify;
@@ -24,8 +23,8 @@ pub struct MaeDecoder {
     tokens: DecoderTokens,
     decoder_embed: Linear,
     decoder_blocks: Vec<Block>,
-    decoder_norm: LayerNorm,
-    decoder_pred: Linear,
+    predictor: Predictor,
+    checkpoint_blocks: bool,
 }
 
 impl MaeDecoder {
@@ -33,7 +32,12 @@ impl MaeDecoder {
     ///
     /// # Errors
     /// If the sizes do not fit each other.
-    pub fn new(params: &mut Params, sizes: &Sizes, tokens: DecoderTokens) -> Result<MaeDecoder> {
+    pub fn new(
+        params: &mut Params,
+        config: &ModelConfig,
+        tokens: DecoderTokens,
+    ) -> Result<MaeDecoder> {
+        let sizes = config.sizes();
         let width = sizes.decoder_embed_dim;
         Ok(MaeDecoder {
             tokens,
@@ -49,32 +53,36 @@ impl MaeDecoder {
                     )
                 })
                 .collect::<Result<_>>()?,
-            decoder_norm: LayerNorm::new(params, "decoder_norm", width)?,
-            decoder_pred: Linear::new(params, "decoder_pred", width, sizes.patch_values())?,
+            predictor: Predictor::new(params, config)?,
+            checkpoint_blocks: config.checkpoint_blocks,
         })
     }
 
-    /// Encoded tokens `[B, 1 + K, D]` to predicted patches `[B, N, P]`.
+    /// The loss of reconstructing the removed ones of `patches` `[B, N, P]`, which are of view `target_view`, from the
+    /// encoded tokens `kept` `[B, 1 + K, D]`; what was predicted beside it unless a tape records.
     ///
     /// # Errors
     /// If the shapes do not fit.
-    pub fn forward(&self, kept: &Tensor, masking: &Masking, pass: Pass) -> Result<Tensor> {
+    pub fn loss(
+        &self,
+        kept: &Tensor,
+        patches: &Tensor,
+        masking: &Masking,
+        target_view: usize,
+        pass: Pass,
+    ) -> Result<(Tensor, Option<Reconstruction>)> {
         let kept = self.decoder_embed.forward(kept)?;
         pass.see("decoder_embed", "", &kept);
-        let x = masking.restore(&kept, &self.tokens.mask_token)?; // [B, 1 + N, D]
-        let mut x = x.broadcast_add(&self.tokens.decoder_pos_embed)?;
+        let tokens = &self.tokens;
+        let mut x = masking.restore(&kept, &tokens.mask_token, &tokens.decoder_pos_embed)?; // [B, 1 + N, D]
         pass.see("decoder_in", "", &x);
         for block in &self.decoder_blocks {
-            x = block.forward(&x, pass)?;
+            x = match self.checkpoint_blocks {
+                true => block.forward_checkpointed(&x, pass)?,
+                false => block.forward(&x, pass)?,
+            };
         }
-        let x = self.decoder_norm.forward(&x)?;
-        pass.see("decoder_norm", "", &x);
-        // The class token predicts nothing.
-        let pred = self
-            .decoder_pred
-            .forward(&x.narrow(1, 1, x.dim(1)? - 1)?.contiguous()?)?;
-        pass.see("decoder_pred", "", &pred);
-        Ok(pred)
+        self.predictor.loss(&x, patches, masking, target_view, pass)
     }
 }
 
@@ -99,8 +107,9 @@ impl Mae {
         let decoder_tokens = DecoderTokens::new(params, &sizes)?;
         Ok(Mae {
             config: config.clone(),
-            encoder: Encoder::new(params, &sizes, tokens, config.drop_path)?,
-            decoder: MaeDecoder::new(params, &sizes, decoder_tokens)?,
+            encoder: Encoder::new(params, &sizes, tokens, config.drop_path)?
+                .checkpointed(config.checkpoint_blocks),
+            decoder: MaeDecoder::new(params, config, decoder_tokens)?,
         })
     }
 
@@ -113,19 +122,11 @@ impl Mae {
         let [view] = split_views(views, &sizes)?;
         let patches = patchify(&view, sizes.patch_size)?; // [B, N, P]
         let kept = self.encoder.forward_masked(&patches, masking, pass)?; // [B, 1 + K, D]
-        let pred = self.decoder.forward(&kept, masking, pass)?; // [B, N, P]
-
-        let mask = masking.mask(pred.dtype(), pred.device())?;
-        let target = pixel_targets(&patches, self.config.norm_pix_loss)?;
-        let loss = masked_patch_mse(&pred, &target, &mask)?;
+        let (loss, reconstruction) = self.decoder.loss(&kept, &patches, masking, 0, pass)?;
         Ok(Forward {
             loss,
             parts: Vec::new(),
-            reconstruction: Some(Reconstruction {
-                pred,
-                mask,
-                target_view: 0,
-            }),
+            reconstruction,
         })
     }
 }

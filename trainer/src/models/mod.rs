@@ -6,6 +6,7 @@ pub mod config;
 pub mod encoder;
 pub mod mae;
 pub mod multi_view;
+pub mod predictor;
 pub mod siamese;
 #[cfg(test)]
 mod tests;
@@ -26,7 +27,7 @@ pub struct Forward {
     pub loss: Tensor,
     /// The terms it is made of, before their weights, where there are several.
     pub parts: Vec<(&'static str, Tensor)>,
-    /// What was predicted; `None` from a model that reconstructs nothing.
+    /// What was predicted; `None` from a model that reconstructs nothing, and while a tape records.
     pub reconstruction: Option<Reconstruction>,
 }
 

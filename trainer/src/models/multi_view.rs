@@ -16,15 +16,16 @@ use super::config::{ContrastiveConfig, ModelConfig, Pool, Targets};
 use super::encoder::Encoder;
 use super::mae::MaeDecoder;
 use super::tokens::{DecoderTokens, EncoderTokens};
-use super::{Forward, Pretrain, Reconstruction, split_views};
+use super::{Forward, Pretrain, split_views};
 use crate::error::Result;
-use crate::loss::{Keys, info_nce, masked_patch_mse, pixel_targets};
+use crate::loss::{Keys, info_nce};
 use crate::masking::{Masking, StepRandomness};
 use crate::nn::linear::Linear;
 use crate::nn::norm::{BatchNorm, unit_length};
 use crate::nn::params::Params;
 use crate::nn::pass::Pass;
 use crate::nn::patch_embed::patchify;
+use crate::tape;
 
 /// Linear, batch normalisation, ReLU, linear.
 #[derive(Debug, Clone)]
@@ -93,7 +94,8 @@ impl Contrastive {
                 Some(_) => Some(params.following(MOMENTUM, |params| {
                     let tokens = EncoderTokens::new(params, &sizes)?;
                     Ok(Momentum {
-                        encoder: Encoder::new(params, &sizes, tokens, config.drop_path)?,
+                        encoder: Encoder::new(params, &sizes, tokens, config.drop_path)?
+                            .checkpointed(config.checkpoint_blocks),
                         projector: projector(params)?,
                     })
                 })?),
@@ -169,9 +171,10 @@ impl MultiView {
         };
         Ok(MultiView {
             config: config.clone(),
-            encoder: Encoder::new(params, &sizes, tokens, config.drop_path)?,
+            encoder: Encoder::new(params, &sizes, tokens, config.drop_path)?
+                .checkpointed(config.checkpoint_blocks),
             decoder: match decoder_tokens {
-                Some(tokens) => Some(MaeDecoder::new(params, &sizes, tokens)?),
+                Some(tokens) => Some(MaeDecoder::new(params, config, tokens)?),
                 None => None,
             },
             contrastive: match config.contrastive.weight > 0.0 {
@@ -210,31 +213,29 @@ impl MultiView {
         let mut terms = Vec::new();
         let mut reconstruction = None;
         if let Some(decoder) = &self.decoder {
-            let branch = |i: usize| -> Result<(Tensor, Reconstruction)> {
-                let pred = decoder.forward(&encoded[i], masks[i], passes[i])?; // [B, N, P]
-                let mask = masks[i].mask(pred.dtype(), pred.device())?;
-                let target = pixel_targets(targets[i], self.config.norm_pix_loss)?;
-                let loss = masked_patch_mse(&pred, &target, &mask)?;
-                let target_view = usize::from(self.config.targets == Targets::Cross);
-                let reconstruction = Reconstruction {
-                    pred,
-                    mask,
-                    target_view,
-                };
-                Ok((loss, reconstruction))
-            };
+            let target_view = usize::from(self.config.targets == Targets::Cross);
+            let branch =
+                |i: usize| decoder.loss(&encoded[i], targets[i], masks[i], target_view, passes[i]);
             let ((one, shown), (two, _)) = (branch(0)?, branch(1)?);
-            let loss = ((one + two)? * 0.5)?;
-            terms.push((&loss * self.config.reconstruction_weight)?);
+            let loss = tape::composed(&[&one, &two], |t| Ok(((&t[0] + &t[1])? * 0.5)?))?;
+            terms.push((loss.clone(), self.config.reconstruction_weight));
             parts.push(("reconstruction", loss));
-            reconstruction = Some(shown);
+            reconstruction = shown;
         }
         if let Some(part) = &self.contrastive {
-            let loss = part.loss([&encoded[0], &encoded[1]], inputs, masks, pass)?;
-            terms.push((&loss * part.config.weight)?);
+            let loss = tape::composed(&[&encoded[0], &encoded[1]], |encoded| {
+                part.loss([&encoded[0], &encoded[1]], inputs, masks, pass)
+            })?;
+            terms.push((loss.clone(), part.config.weight));
             parts.push(("contrastive", loss));
         }
-        let loss = Tensor::stack(&terms, 0)?.sum_all()?;
+        let losses: Vec<&Tensor> = terms.iter().map(|(loss, _)| loss).collect();
+        let loss = tape::composed(&losses, |losses| {
+            let weighted = losses.iter().zip(&terms);
+            let weighted = weighted.map(|(loss, (_, weight))| loss * *weight);
+            let weighted = weighted.collect::<candle_core::Result<Vec<_>>>()?;
+            Ok(Tensor::stack(&weighted, 0)?.sum_all()?)
+        })?;
         Ok(Forward {
             loss,
             parts,

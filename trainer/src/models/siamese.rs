@@ -7,14 +7,13 @@ use candle_core::Tensor;
 
 use super::config::ModelConfig;
 use super::encoder::Encoder;
+use super::predictor::Predictor;
 use super::tokens::{DecoderTokens, EncoderTokens};
-use super::{Forward, Pretrain, Reconstruction, split_views};
+use super::{Forward, Pretrain, split_views};
 use crate::error::Result;
-use crate::loss::{masked_patch_mse, pixel_targets};
 use crate::masking::{Masking, StepRandomness};
 use crate::nn::decoder_block::DecoderBlock;
 use crate::nn::linear::Linear;
-use crate::nn::norm::LayerNorm;
 use crate::nn::params::Params;
 use crate::nn::pass::Pass;
 use crate::nn::patch_embed::patchify;
@@ -29,8 +28,7 @@ pub struct Siamese {
     decoder_tokens: DecoderTokens,
     decoder_embed: Linear,
     decoder_blocks: Vec<DecoderBlock>,
-    decoder_norm: LayerNorm,
-    decoder_pred: Linear,
+    predictor: Predictor,
 }
 
 impl Siamese {
@@ -42,7 +40,8 @@ impl Siamese {
         let sizes = config.sizes();
         let tokens = EncoderTokens::new(params, &sizes)?;
         let decoder_tokens = DecoderTokens::new(params, &sizes)?;
-        let encoder = Encoder::new(params, &sizes, tokens, config.drop_path)?;
+        let encoder = Encoder::new(params, &sizes, tokens, config.drop_path)?
+            .checkpointed(config.checkpoint_blocks);
         let width = sizes.decoder_embed_dim;
         let decoder_embed = Linear::new(params, "decoder_embed", sizes.embed_dim, width)?;
         let decoder_blocks = (0..sizes.decoder_depth)
@@ -63,8 +62,7 @@ impl Siamese {
             decoder_tokens,
             decoder_embed,
             decoder_blocks,
-            decoder_norm: LayerNorm::new(params, "decoder_norm", width)?,
-            decoder_pred: Linear::new(params, "decoder_pred", width, sizes.patch_values())?,
+            predictor: Predictor::new(params, config)?,
         })
     }
 
@@ -82,19 +80,12 @@ impl Siamese {
         let kept = self
             .encoder
             .forward_masked(&patches, masking, pass.in_view("view2"))?; // [B, 1 + K, D]
-        let pred = self.decode(&memory, &kept, masking, pass)?; // [B, N, P]
-
-        let mask = masking.mask(pred.dtype(), pred.device())?;
-        let target = pixel_targets(&patches, self.config.norm_pix_loss)?;
-        let loss = masked_patch_mse(&pred, &target, &mask)?;
+        let x = self.decode(&memory, &kept, masking, pass)?; // [B, 1 + N, D]
+        let (loss, reconstruction) = self.predictor.loss(&x, &patches, masking, 1, pass)?;
         Ok(Forward {
             loss,
             parts: Vec::new(),
-            reconstruction: Some(Reconstruction {
-                pred,
-                mask,
-                target_view: 1,
-            }),
+            reconstruction,
         })
     }
 
@@ -110,20 +101,16 @@ impl Siamese {
         pass.in_view("view1").see("decoder_embed", "", &memory);
         let kept = self.decoder_embed.forward(kept)?; // [B, 1 + K, D]
         pass.in_view("view2").see("decoder_embed", "", &kept);
-        let x = masking.restore(&kept, &self.decoder_tokens.mask_token)?; // [B, 1 + N, D]
-        let mut x = x.broadcast_add(&self.decoder_tokens.decoder_pos_embed)?;
+        let tokens = &self.decoder_tokens;
+        let mut x = masking.restore(&kept, &tokens.mask_token, &tokens.decoder_pos_embed)?; // [B, 1 + N, D]
         pass.see("decoder_in", "", &x);
         for block in &self.decoder_blocks {
-            x = block.forward(&x, &memory, pass)?;
+            x = match self.config.checkpoint_blocks {
+                true => block.forward_checkpointed(&x, &memory, pass)?,
+                false => block.forward(&x, &memory, pass)?,
+            };
         }
-        let x = self.decoder_norm.forward(&x)?;
-        pass.see("decoder_norm", "", &x);
-        // The class token predicts nothing.
-        let pred = self
-            .decoder_pred
-            .forward(&x.narrow(1, 1, x.dim(1)? - 1)?.contiguous()?)?;
-        pass.see("decoder_pred", "", &pred);
-        Ok(pred)
+        Ok(x)
     }
 }
 

@@ -4,7 +4,9 @@ use candle_core::{DType, Device, Tensor};
 
 use super::*;
 use crate::nn::params::Param;
+use crate::optim::Gradients;
 use crate::optim::clip::ZERO_BY_NATURE;
+use crate::tape;
 
 /// A model of a few thousand parameters on views of 32 x 32 with patches of 8.
 fn tiny(kind: ModelKind) -> ModelConfig {
@@ -151,6 +153,128 @@ fn every_trainable_parameter_gets_a_gradient() {
                     param.name
                 );
             }
+        }
+    }
+}
+
+/// Gradients by name, in the order in which the tape gave them.
+fn taped(
+    model: &dyn Pretrain,
+    params: &Params,
+    views: &Tensor,
+    step: &StepRandomness,
+) -> (Tensor, Vec<(String, Tensor)>) {
+    let (forward, tape) = tape::record(|| model.forward(views, step, true)).unwrap();
+    let trainable = params.iter_trainable();
+    let mut gradients =
+        Gradients::new(trainable.map(|param| (param.name.clone(), param.var.clone())));
+    let mut given = Vec::new();
+    let mut on_ready = |name: &str, gradient: &Tensor| {
+        given.push((name.to_owned(), gradient.clone()));
+        Ok(())
+    };
+    gradients
+        .backward(tape, &forward.loss, 1.0, &mut on_ready)
+        .unwrap();
+    (forward.loss, given)
+}
+
+fn sorted(mut given: Vec<(String, Tensor)>) -> Vec<(String, Tensor)> {
+    given.sort_by(|a, b| a.0.cmp(&b.0));
+    given
+}
+
+/// A piece that the tape does not see would cut the gradient of all before it, or of one branch.
+#[test]
+fn the_tapes_gradients_are_candles() {
+    for (name, config) in all_kinds() {
+        let config = ModelConfig {
+            drop_path: 0.2,
+            ..config
+        };
+        let mut params = Params::new(1, DType::F64, &Device::Cpu);
+        let model = build(&config, &mut params).unwrap();
+        let (views, step) = (views(3, config.n_views(), DType::F64), step(3, 0));
+        let loss = model.forward(&views, &step, true).unwrap().loss;
+        let expected = loss.backward().unwrap();
+        let (taped_loss, given) = taped(model.as_ref(), &params, &views, &step);
+        assert!(
+            (scalar(&loss) - scalar(&taped_loss)).abs() < 1e-12,
+            "{name}"
+        );
+        let reached = params
+            .iter_trainable()
+            .filter(|param| expected.get(&param.var).is_some());
+        assert_eq!(given.len(), reached.count(), "{name}: each once");
+        for (param_name, gradient) in given {
+            let expected = expected.get(&params.get(&param_name).unwrap().var).unwrap();
+            let largest = |t: &Tensor| scalar(&t.abs().unwrap().max_all().unwrap());
+            let gap = largest(&(expected - &gradient).unwrap());
+            assert!(
+                gap <= 1e-12 + 1e-10 * largest(expected),
+                "{name}: {param_name} is off by {gap:e}"
+            );
+        }
+    }
+}
+
+/// In f32, where operations are fused, against f64, where they are compositions.
+#[test]
+fn fused_operations_on_the_tape_are_the_plain_ones() {
+    for (name, config) in all_kinds() {
+        let of = |dtype: DType| {
+            let mut params = Params::new(1, dtype, &Device::Cpu);
+            let model = build(&config, &mut params).unwrap();
+            taped(
+                model.as_ref(),
+                &params,
+                &views(3, config.n_views(), dtype),
+                &step(3, 0),
+            )
+        };
+        let ((fused_loss, fused), (plain_loss, plain)) = (of(DType::F32), of(DType::F64));
+        assert!(
+            (scalar(&fused_loss) - scalar(&plain_loss)).abs() < 1e-5,
+            "{name}"
+        );
+        for ((param_name, fused), (_, plain)) in sorted(fused).iter().zip(&sorted(plain)) {
+            let norm = |t: &Tensor| scalar(&t.sqr().unwrap().sum_all().unwrap()).sqrt();
+            let gap = norm(&(fused.to_dtype(DType::F64).unwrap() - plain).unwrap());
+            assert!(
+                gap <= 1e-6 + 1e-4 * norm(plain),
+                "{name}: {param_name} is off by {gap:e}"
+            );
+        }
+    }
+}
+
+#[test]
+fn checkpointed_blocks_give_the_same_bits() {
+    for (name, config) in all_kinds() {
+        let of = |checkpoint_blocks: bool| {
+            let config = ModelConfig {
+                drop_path: 0.2,
+                checkpoint_blocks,
+                ..config.clone()
+            };
+            let mut params = Params::new(1, DType::F32, &Device::Cpu);
+            let model = build(&config, &mut params).unwrap();
+            taped(
+                model.as_ref(),
+                &params,
+                &views(3, config.n_views(), DType::F32),
+                &step(3, 0),
+            )
+        };
+        let ((loss, kept), (again_loss, again)) = (of(false), of(true));
+        assert_eq!(scalar(&loss), scalar(&again_loss), "{name}");
+        assert_eq!(kept.len(), again.len(), "{name}");
+        for ((param_name, kept), (_, again)) in sorted(kept).iter().zip(&sorted(again)) {
+            let bits = |t: &Tensor| -> Vec<u32> {
+                let values = t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                values.into_iter().map(f32::to_bits).collect()
+            };
+            assert!(bits(kept) == bits(again), "{name}: {param_name}");
         }
     }
 }

@@ -8,6 +8,7 @@ use super::norm::LayerNorm;
 use super::params::Params;
 use super::pass::Pass;
 use crate::error::Result;
+use crate::{ops, tape};
 
 /// Width of the feed-forward part over the width of the block, in every model here.
 const MLP_RATIO: usize = 4;
@@ -52,23 +53,22 @@ impl Block {
     pub fn forward(&self, x: &Tensor, pass: Pass) -> Result<Tensor> {
         let normed = self.norm1.forward(x)?;
         pass.see(&self.path, "norm1", &normed);
-        let branch = pass.drop_path(
-            &self.path,
-            "drop_path1",
-            self.attn.forward(&normed)?,
-            self.drop_path,
-        )?;
-        let x = (x + branch)?;
+        let drop = pass.drop_path_mask(&self.path, "drop_path1", self.drop_path)?;
+        let x = ops::add(x, &self.attn.forward(&normed)?, drop.as_ref())?;
         let normed = self.norm2.forward(&x)?;
         pass.see(&self.path, "norm2", &normed);
-        let branch = pass.drop_path(
-            &self.path,
-            "drop_path2",
-            self.mlp.forward(&normed)?,
-            self.drop_path,
-        )?;
-        let x = (x + branch)?;
+        let drop = pass.drop_path_mask(&self.path, "drop_path2", self.drop_path)?;
+        let x = ops::add(&x, &self.mlp.forward(&normed)?, drop.as_ref())?;
         pass.see(&self.path, "", &x);
         Ok(x)
+    }
+
+    /// As [`Block::forward`], but of what it computes nothing is kept for the backward pass, which computes it again.
+    ///
+    /// # Errors
+    /// As [`Block::forward`].
+    pub fn forward_checkpointed(&self, x: &Tensor, pass: Pass) -> Result<Tensor> {
+        let (block, pass) = (self.clone(), pass.kept());
+        tape::checkpointed(&[x], move |inputs| block.forward(&inputs[0], pass.pass()))
     }
 }

@@ -3,12 +3,13 @@
 use candle_core::Tensor;
 
 use super::attention::MultiheadAttention;
+use super::dropout::KeepMask;
 use super::linear::Linear;
 use super::norm::LayerNorm;
 use super::params::Params;
 use super::pass::Pass;
 use crate::error::Result;
-use crate::ops;
+use crate::{ops, tape};
 
 /// Width of the feed-forward part, whatever the decoder's width.
 const FEED_FORWARD_WIDTH: usize = 2048;
@@ -76,34 +77,53 @@ impl DecoderBlock {
         let branch = self.multihead_attn.cross_attention(x, memory, pass)?;
         let x = self
             .norm2
-            .forward(&(x + self.drop(branch, "dropout2", pass)?)?)?;
+            .forward(&self.add(x, &branch, "dropout2", pass)?)?;
         pass.see(&self.path, "norm2", &x);
 
         let branch = self.feed_forward(&x, pass)?;
         let x = self
             .norm3
-            .forward(&(x + self.drop(branch, "dropout3", pass)?)?)?;
+            .forward(&self.add(&x, &branch, "dropout3", pass)?)?;
         pass.see(&self.path, "norm3", &x);
 
         let branch = self.self_attn.self_attention(&x, pass)?;
         let x = self
             .norm1
-            .forward(&(x + self.drop(branch, "dropout1", pass)?)?)?;
+            .forward(&self.add(&x, &branch, "dropout1", pass)?)?;
         pass.see(&self.path, "norm1", &x);
         pass.see(&self.path, "", &x);
         Ok(x)
     }
 
+    /// As [`DecoderBlock::forward`], but of what it computes nothing is kept for the backward pass, which computes it
+    /// again.
+    ///
+    /// # Errors
+    /// As [`DecoderBlock::forward`].
+    pub fn forward_checkpointed(&self, x: &Tensor, memory: &Tensor, pass: Pass) -> Result<Tensor> {
+        let (block, pass) = (self.clone(), pass.kept());
+        tape::checkpointed(&[x, memory], move |inputs| {
+            block.forward(&inputs[0], &inputs[1], pass.pass())
+        })
+    }
+
     fn feed_forward(&self, x: &Tensor, pass: Pass) -> Result<Tensor> {
         let hidden = self.linear1.forward(x)?; // [B, N, 2048]
         pass.see(&self.path, "linear1", &hidden);
-        let hidden = self.drop(ops::gelu(&hidden)?, "dropout", pass)?;
-        let y = self.linear2.forward(&hidden)?;
+        let drop = self.drop("dropout", &hidden, pass)?;
+        let y = self.linear2.forward_gelu(&hidden, drop.as_ref())?;
         pass.see(&self.path, "linear2", &y);
         Ok(y)
     }
 
-    fn drop(&self, x: Tensor, part: &str, pass: Pass) -> Result<Tensor> {
-        pass.dropout(&self.path, part, x, self.dropout)
+    /// `x` and a branch with dropout.
+    fn add(&self, x: &Tensor, branch: &Tensor, part: &str, pass: Pass) -> Result<Tensor> {
+        ops::add(x, branch, self.drop(part, branch, pass)?.as_ref())
+    }
+
+    /// The draw over the elements of `like`.
+    fn drop(&self, part: &str, like: &Tensor, pass: Pass) -> Result<Option<KeepMask>> {
+        let per_sample = like.dims().iter().skip(1).product();
+        pass.keep_mask(&self.path, part, per_sample, self.dropout)
     }
 }

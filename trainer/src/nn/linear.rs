@@ -2,6 +2,7 @@
 
 use candle_core::Tensor;
 
+use super::dropout::KeepMask;
 use super::init::Init;
 use super::params::Params;
 use crate::error::Result;
@@ -36,5 +37,13 @@ impl Linear {
     /// If the last dimension is not `in`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         ops::linear(x, &self.weight, &self.bias)
+    }
+
+    /// The same of `gelu(h)`, whose elements `drop` drops.
+    ///
+    /// # Errors
+    /// As [`Linear::forward`], and if the mask does not fit.
+    pub fn forward_gelu(&self, h: &Tensor, drop: Option<&KeepMask>) -> Result<Tensor> {
+        ops::gelu_linear(h, drop, &self.weight, &self.bias)
     }
 }

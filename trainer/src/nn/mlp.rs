@@ -5,7 +5,6 @@ use candle_core::Tensor;
 use super::linear::Linear;
 use super::params::Params;
 use crate::error::Result;
-use crate::ops;
 
 /// `fc1`, exact GELU, `fc2`.
 #[derive(Debug, Clone)]
@@ -31,6 +30,6 @@ impl Mlp {
     /// # Errors
     /// If the width is not `D`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.fc2.forward(&ops::gelu(&self.fc1.forward(x)?)?)
+        self.fc2.forward_gelu(&self.fc1.forward(x)?, None)
     }
 }

@@ -8,7 +8,6 @@ use pipeline::rng::Purpose;
 use super::dropout::KeepMask;
 use crate::error::Result;
 use crate::masking::StepRandomness;
-use crate::ops;
 
 /// Collects intermediate results by name, for comparison with other implementations and for looking inside.
 #[derive(Debug, Default)]
@@ -21,6 +20,24 @@ impl Probe {
     /// with `view1.` or `view2.` in front where an encoder serves two views.
     pub fn into_seen(self) -> Vec<(String, Tensor)> {
         self.seen.into_inner()
+    }
+}
+
+/// What [`Pass::kept`] keeps.
+#[derive(Debug, Clone)]
+pub struct KeptPass {
+    randomness: Option<StepRandomness>,
+    view: &'static str,
+}
+
+impl KeptPass {
+    /// The pass.
+    pub fn pass(&self) -> Pass<'_> {
+        Pass {
+            randomness: self.randomness.as_ref(),
+            probe: None,
+            view: self.view,
+        }
     }
 }
 
@@ -59,6 +76,15 @@ impl<'a> Pass<'a> {
         }
     }
 
+    /// The same pass with its own copy of the draws' keys, for a block that is computed again in the backward pass;
+    /// nobody watches that.
+    pub fn kept(&self) -> KeptPass {
+        KeptPass {
+            randomness: self.randomness.cloned(),
+            view: self.view,
+        }
+    }
+
     /// The same pass inside one view's branch (`"view1"`, `"view2"`).
     pub fn in_view(self, view: &'static str) -> Pass<'a> {
         Pass { view, ..self }
@@ -92,33 +118,15 @@ impl<'a> Pass<'a> {
         self.draw(Purpose::Dropout, path, part, per_sample, p)
     }
 
-    /// Dropout of single elements of `x` `[B, ..]`.
+    /// The draw of stochastic depth, one element for each sample: whether its whole branch is dropped, with probability
+    /// `p`, or scaled.
     ///
     /// # Errors
-    /// If `p` is not in `[0, 1)` or the batch is not the one of the pass's randomness.
-    pub fn dropout(&self, path: &str, part: &str, x: Tensor, p: f64) -> Result<Tensor> {
-        let per_sample = x.dims().iter().skip(1).product();
-        match self.keep_mask(path, part, per_sample, p)? {
-            Some(mask) => ops::dropout(&x, &mask),
-            None => Ok(x),
-        }
-    }
-
-    /// Stochastic depth: drops the whole branch `x` `[B, ..]` of a sample with probability `p`, scaling the others.
-    ///
-    /// # Errors
-    /// As [`Pass::dropout`].
+    /// As [`Pass::keep_mask`].
     ///
     /// Source: timm, `drop_path` with `scale_by_keep`.
-    pub fn drop_path(&self, path: &str, part: &str, x: Tensor, p: f64) -> Result<Tensor> {
-        match self.draw(Purpose::DropPath, path, part, 1, p)? {
-            Some(mask) => {
-                let mut shape = vec![1; x.rank()];
-                shape[0] = x.dim(0)?;
-                Ok(x.broadcast_mul(&mask.factors(&shape, &x)?)?)
-            }
-            None => Ok(x),
-        }
+    pub fn drop_path_mask(&self, path: &str, part: &str, p: f64) -> Result<Option<KeepMask>> {
+        self.draw(Purpose::DropPath, path, part, 1, p)
     }
 
     fn draw(

@@ -13,20 +13,20 @@ pub(super) const CHAIN_ROWS: usize = 6;
 
 /// Defines functions that run as AVX-512, AVX2 or plain code, whichever the processor can.
 macro_rules! widest {
-    ($($(#[$doc:meta])* pub(super) fn $name:ident($($arg:ident: $type:ty),* $(,)?) $body:block)*) => {$(
+    ($($(#[$doc:meta])* pub(super) fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block)*) => {$(
         $(#[$doc])*
-        pub(super) fn $name($($arg: $type),*) {
+        pub(super) fn $name($($arg: $type),*) $(-> $result)? {
             #[inline(always)]
-            fn body($($arg: $type),*) $body
+            fn body($($arg: $type),*) $(-> $result)? $body
 
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx512f,avx512dq,avx512vl,avx2,fma")]
-                fn avx512($($arg: $type),*) {
+                fn avx512($($arg: $type),*) $(-> $result)? {
                     body($($arg),*)
                 }
                 #[target_feature(enable = "avx2,fma")]
-                fn avx2($($arg: $type),*) {
+                fn avx2($($arg: $type),*) $(-> $result)? {
                     body($($arg),*)
                 }
                 if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
@@ -92,9 +92,8 @@ widest! {
 
     /// `dx = dy (Φ(x) + x φ(x))`.
     pub(super) fn gelu_backward(x: &[f32], dy: &[f32], dx: &mut [f32]) {
-        const INVERSE_ROOT_TAU: f32 = 0.398_942_3;
         for ((dx, &x), &dy) in dx.iter_mut().zip(x).zip(dy) {
-            *dx = dy * (normal_cdf(x) + x * (INVERSE_ROOT_TAU * exp(-0.5 * x * x)));
+            *dx = dy * (normal_cdf(x) + x * normal_density(x));
         }
     }
 
@@ -160,6 +159,75 @@ widest! {
                     *y = sum + b;
                 }
             }
+        }
+    }
+
+    /// `y = gelu(x)` and `dx = dy gelu'(x)`, with `dy` in `dx`.
+    pub(super) fn gelu_both(x: &[f32], y: &mut [f32], dx: &mut [f32]) {
+        for ((dx, &x), y) in dx.iter_mut().zip(x).zip(y) {
+            let cdf = normal_cdf(x);
+            *y = x * cdf;
+            *dx *= cdf + x * normal_density(x);
+        }
+    }
+
+    /// `y = a + b`.
+    pub(super) fn add(a: &[f32], b: &[f32], y: &mut [f32]) {
+        for (y, (&a, &b)) in y.iter_mut().zip(a.iter().zip(b)) {
+            *y = a + b;
+        }
+    }
+
+    /// `y += x`.
+    pub(super) fn add_in_place(x: &[f32], y: &mut [f32]) {
+        for (y, &x) in y.iter_mut().zip(x) {
+            *y += x;
+        }
+    }
+
+    /// `y = a + b * scale` where `keep` is 1, else `a`.
+    pub(super) fn add_dropped(a: &[f32], b: &[f32], keep: &[u8], scale: f32, y: &mut [f32]) {
+        for ((y, &keep), (&a, &b)) in y.iter_mut().zip(keep).zip(a.iter().zip(b)) {
+            *y = a + b * (f32::from(keep) * scale);
+        }
+    }
+
+    /// `y = a + b * factor`.
+    pub(super) fn add_scaled(a: &[f32], b: &[f32], factor: f32, y: &mut [f32]) {
+        for (y, (&a, &b)) in y.iter_mut().zip(a.iter().zip(b)) {
+            *y = a + b * factor;
+        }
+    }
+
+    /// `y = x * factor`.
+    pub(super) fn scale(x: &[f32], factor: f32, y: &mut [f32]) {
+        for (y, &x) in y.iter_mut().zip(x) {
+            *y = x * factor;
+        }
+    }
+
+    /// One over the root of a row's unbiased variance plus `eps`, and the row's mean.
+    pub(super) fn unbiased_statistics(row: &[f32], eps: f32) -> (f32, f32) {
+        let n = row.len() as f32;
+        let mean = sum(row, |x| x) / n;
+        let var = sum(row, |x| (x - mean) * (x - mean)) / (n - 1.0);
+        (1.0 / (var + eps).sqrt(), mean)
+    }
+
+    /// Sum of the squares of `pred - (target - mean) * inverse_std`.
+    pub(super) fn squared_error(pred: &[f32], target: &[f32], inverse_std: f32, mean: f32) -> f32 {
+        sum_of_pairs(pred, target, |pred, target| {
+            let error = pred - (target - mean) * inverse_std;
+            error * error
+        })
+    }
+
+    /// `factor * (pred - (target - mean) * inverse_std)`.
+    pub(super) fn scaled_error(
+        pred: &[f32], target: &[f32], inverse_std: f32, mean: f32, factor: f32, y: &mut [f32],
+    ) {
+        for (y, (&pred, &target)) in y.iter_mut().zip(pred.iter().zip(target)) {
+            *y = factor * (pred - (target - mean) * inverse_std);
         }
     }
 
@@ -266,6 +334,13 @@ fn exp(x: f32) -> f32 {
 #[inline(always)]
 fn normal_cdf(x: f32) -> f32 {
     0.5 + 0.5 * erf(x * std::f32::consts::FRAC_1_SQRT_2)
+}
+
+/// The standard normal density φ.
+#[inline(always)]
+fn normal_density(x: f32) -> f32 {
+    const INVERSE_ROOT_TAU: f32 = 0.398_942_3;
+    INVERSE_ROOT_TAU * exp(-0.5 * x * x)
 }
 
 /// The error function within 3 units in the last place.

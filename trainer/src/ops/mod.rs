@@ -14,15 +14,18 @@ mod kernels;
 mod layer_norm;
 mod linear;
 mod matmul;
+mod patch_mse;
 pub(crate) mod plain;
 mod storage;
 #[cfg(test)]
 mod tests;
+mod tokens;
 
 use candle_core::{D, DType, Tensor};
 
 use crate::error::{Error, Result};
 use crate::nn::dropout::KeepMask;
+use crate::tape;
 
 /// `x Wᵀ + b` over the last dimension: `x` `[.., in]`, `weight` `[out, in]`, `bias` `[out]`.
 ///
@@ -31,14 +34,18 @@ use crate::nn::dropout::KeepMask;
 pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
     expect_width("input of linear", x, weight.dim(1)?)?;
     if !is_fused(x) {
-        return plain::linear(x, weight, bias);
+        return tape::composed(&[x, weight, bias], |t| plain::linear(&t[0], &t[1], &t[2]));
     }
     let op = linear::Linear {
-        needs_dx: x.track_op(),
+        needs_dx: tape::is_tracked(x),
         in_order: false,
     };
-    Ok(x.contiguous()?
-        .apply_op3(&weight.contiguous()?, &bias.contiguous()?, op)?)
+    tape::apply3(
+        &contiguous(x)?,
+        &weight.contiguous()?,
+        &bias.contiguous()?,
+        op,
+    )
 }
 
 /// As [`linear`], but summed over the inner dimension strictly in its order, which the CPU's f32 form does as the
@@ -49,14 +56,18 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
 pub fn linear_in_order(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
     expect_width("input of linear", x, weight.dim(1)?)?;
     if !is_fused(x) {
-        return plain::linear(x, weight, bias);
+        return tape::composed(&[x, weight, bias], |t| plain::linear(&t[0], &t[1], &t[2]));
     }
     let op = linear::Linear {
-        needs_dx: x.track_op(),
+        needs_dx: tape::is_tracked(x),
         in_order: true,
     };
-    Ok(x.contiguous()?
-        .apply_op3(&weight.contiguous()?, &bias.contiguous()?, op)?)
+    tape::apply3(
+        &contiguous(x)?,
+        &weight.contiguous()?,
+        &bias.contiguous()?,
+        op,
+    )
 }
 
 /// Normalisation over the last dimension (biased variance, `eps` inside the root), then scale and shift.
@@ -66,11 +77,17 @@ pub fn linear_in_order(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Ten
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
     expect_width("input of layer norm", x, weight.dim(0)?)?;
     if !is_fused(x) {
-        return plain::layer_norm(x, weight, bias, eps);
+        return tape::composed(&[x, weight, bias], |t| {
+            plain::layer_norm(&t[0], &t[1], &t[2], eps)
+        });
     }
     let op = layer_norm::LayerNorm { eps: eps as f32 };
-    Ok(x.contiguous()?
-        .apply_op3(&weight.contiguous()?, &bias.contiguous()?, op)?)
+    tape::apply3(
+        &contiguous(x)?,
+        &weight.contiguous()?,
+        &bias.contiguous()?,
+        op,
+    )
 }
 
 /// The exact Gaussian error linear unit, `x Φ(x)`.
@@ -79,9 +96,9 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resul
 /// If the device is out of memory.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
     if !is_fused(x) {
-        return plain::gelu(x);
+        return tape::composed(&[x], |t| plain::gelu(&t[0]));
     }
-    Ok(x.contiguous()?.apply_op1(elementwise::Gelu)?)
+    tape::apply1(&contiguous(x)?, elementwise::Gelu)
 }
 
 /// Drops single elements and scales the others.
@@ -91,10 +108,9 @@ pub fn gelu(x: &Tensor) -> Result<Tensor> {
 pub fn dropout(x: &Tensor, mask: &KeepMask) -> Result<Tensor> {
     expect_mask(x.elem_count(), mask)?;
     if !is_fused(x) {
-        return plain::dropout(x, mask);
+        return tape::composed(&[x], |t| plain::dropout(&t[0], mask));
     }
-    Ok(x.contiguous()?
-        .apply_op1(elementwise::Dropout { mask: mask.clone() })?)
+    tape::apply1(&contiguous(x)?, elementwise::Dropout { mask: mask.clone() })
 }
 
 /// Multi-head attention of a sequence to itself: `qkv` `[B, N, 3 D]` holds queries, keys and values side by side, each
@@ -113,13 +129,13 @@ pub fn self_attention(qkv: &Tensor, n_heads: usize, drop: Option<&KeepMask>) -> 
     }
     drop.map_or(Ok(()), |mask| expect_mask(batch * n_heads * n * n, mask))?;
     if !is_fused(qkv) {
-        return plain::self_attention(qkv, n_heads, drop);
+        return tape::composed(&[qkv], |t| plain::self_attention(&t[0], n_heads, drop));
     }
     let op = attention::SelfAttention {
         heads: n_heads,
         drop: drop.cloned(),
     };
-    Ok(qkv.contiguous()?.apply_op1(op)?)
+    tape::apply1(&contiguous(qkv)?, op)
 }
 
 /// Multi-head attention of `q` `[B, N, D]` to keys and values `kv` `[B, M, 2 D]` (keys first). Returns `[B, N, D]`.
@@ -146,13 +162,208 @@ pub fn cross_attention(
         expect_mask(batch * n_heads * n * kv.dim(D::Minus2)?, mask)
     })?;
     if !is_fused(q) {
-        return plain::cross_attention(q, kv, n_heads, drop);
+        return tape::composed(&[q, kv], |t| {
+            plain::cross_attention(&t[0], &t[1], n_heads, drop)
+        });
     }
     let op = attention::CrossAttention {
         heads: n_heads,
         drop: drop.cloned(),
     };
-    Ok(q.contiguous()?.apply_op2(&kv.contiguous()?, op)?)
+    tape::apply2(&contiguous(q)?, &contiguous(kv)?, op)
+}
+
+/// The linear map of `gelu(h)`, whose elements `drop` drops: `h` `[.., in]`, `weight` `[out, in]`, `bias` `[out]`.
+///
+/// # Errors
+/// [`Error::Shape`] if the last dimension of `h` is not `in`, or the mask has another number of elements.
+pub fn gelu_linear(
+    h: &Tensor,
+    drop: Option<&KeepMask>,
+    weight: &Tensor,
+    bias: &Tensor,
+) -> Result<Tensor> {
+    expect_width("input of linear", h, weight.dim(1)?)?;
+    drop.map_or(Ok(()), |mask| expect_mask(h.elem_count(), mask))?;
+    if !is_fused(h) {
+        return tape::composed(&[h, weight, bias], |t| {
+            plain::gelu_linear(&t[0], drop, &t[1], &t[2])
+        });
+    }
+    let op = linear::GeluLinear {
+        drop: drop.cloned(),
+    };
+    tape::apply3(
+        &contiguous(h)?,
+        &weight.contiguous()?,
+        &bias.contiguous()?,
+        op,
+    )
+}
+
+/// A residual sum, `x + branch`. `drop` acts on the elements of the branch `[B, ..]`, or, with B elements, on its samples.
+///
+/// # Errors
+/// [`Error::Shape`] if the shapes differ or the mask fits neither way.
+pub fn add(x: &Tensor, branch: &Tensor, drop: Option<&KeepMask>) -> Result<Tensor> {
+    if x.dims() != branch.dims() {
+        return Err(Error::Shape {
+            what: "branch".to_owned(),
+            got: branch.dims().to_vec(),
+            expected: format!("{:?}, as what it is added to", x.dims()),
+        });
+    }
+    if let Some(mask) = drop
+        && mask.keep().len() != x.dim(0)?
+    {
+        expect_mask(x.elem_count(), mask)?;
+    }
+    if drop.is_none() && !tape::is_recording() {
+        return Ok((x + branch)?);
+    }
+    let op = elementwise::AddBranch {
+        drop: drop.cloned(),
+    };
+    match (drop.is_some(), is_fused(x)) {
+        (true, true) => tape::apply2(&contiguous(x)?, &contiguous(branch)?, op),
+        (true, false) => tape::composed(&[x, branch], |t| plain::add(&t[0], &t[1], drop)),
+        (false, true) => {
+            let (x, branch) = (contiguous(x)?, contiguous(branch)?);
+            tape::sum(&x, &branch, || Ok(x.apply_op2_no_bwd(&branch, &op)?))
+        }
+        (false, false) => tape::sum(x, branch, || Ok((x.detach() + branch.detach())?)),
+    }
+}
+
+/// `sum + gradient`, in the memory of `gradient` where that can be: nothing else may hold it.
+pub(crate) fn add_into(gradient: Tensor, sum: &Tensor) -> Result<Tensor> {
+    if is_fused(&gradient) && gradient.is_contiguous() && sum.is_contiguous() {
+        gradient.inplace_op2(sum, &elementwise::AddInto)?;
+        return Ok(gradient);
+    }
+    Ok((sum + gradient)?)
+}
+
+/// The class token in front of `tokens` `[B, K, D]`, then positions added: `class` is `[1, 1, D]`, `positions` (constants)
+/// `[1 or B, 1 + K, D]`.
+///
+/// # Errors
+/// If the shapes do not fit.
+pub fn class_in_front(tokens: &Tensor, class: &Tensor, positions: &Tensor) -> Result<Tensor> {
+    if !is_fused(tokens) {
+        return tape::composed(&[tokens, class], |t| {
+            plain::class_in_front(&t[0], &t[1], positions)
+        });
+    }
+    let (class, positions) = (class.contiguous()?, positions.contiguous()?);
+    tape::apply3(
+        &contiguous(tokens)?,
+        &class,
+        &positions,
+        tokens::ClassInFront,
+    )
+}
+
+/// Puts encoded tokens back in their places, with the mask token where one was removed, then adds positions.
+///
+/// * `tokens`: `[B, 1 + K, D]`, the class token first. `mask_token`: `[1, 1, D]`. `positions`: constants `[1, 1 + N, D]`.
+/// * `places`: `[B, N]` row-major: the place of each patch among the kept ones, K or more for a removed one.
+///
+/// Returns `[B, 1 + N, D]`.
+///
+/// # Errors
+/// If the shapes do not fit.
+pub fn restore(
+    tokens: &Tensor,
+    mask_token: &Tensor,
+    positions: &Tensor,
+    places: &[u32],
+) -> Result<Tensor> {
+    if !is_fused(tokens) {
+        return tape::composed(&[tokens, mask_token], |t| {
+            plain::restore(&t[0], &t[1], positions, places)
+        });
+    }
+    let op = tokens::Restore {
+        places: places.to_vec(),
+    };
+    let (mask_token, positions) = (mask_token.contiguous()?, positions.contiguous()?);
+    tape::apply3(&contiguous(tokens)?, &mask_token, &positions, op)
+}
+
+/// Some rows of `x` `[.., D]`, different from each other, as `[rows, D]`; they are counted over all dimensions but the
+/// last.
+///
+/// # Errors
+/// [`Error::Shape`] if there is no such row.
+pub fn select_rows(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
+    let n_rows = x.elem_count() / x.dim(D::Minus1)?.max(1);
+    if let Some(row) = rows.iter().find(|&&row| row as usize >= n_rows) {
+        return Err(Error::Shape {
+            what: "rows to select from".to_owned(),
+            got: x.dims().to_vec(),
+            expected: format!("more than {row} rows"),
+        });
+    }
+    if !is_fused(x) {
+        return tape::composed(&[x], |t| plain::select_rows(&t[0], rows));
+    }
+    let op = tokens::SelectRows {
+        rows: rows.to_vec(),
+    };
+    tape::apply1(&contiguous(x)?, op)
+}
+
+/// The mean squared error of predicted patches `pred` `[M, P]`: row i is of row `rows[i]` of `patches` `[.., P]`, which are
+/// constants. With `normalised`, targets are as [`crate::loss::pixel_targets`] makes them.
+///
+/// # Errors
+/// [`Error::Shape`] if the shapes do not fit.
+pub fn patch_mse(
+    pred: &Tensor,
+    patches: &Tensor,
+    rows: &[u32],
+    normalised: bool,
+) -> Result<Tensor> {
+    let width = pred.dim(D::Minus1)?;
+    expect_width("target patches", patches, width)?;
+    let n_patches = patches.elem_count() / width.max(1);
+    if pred.dims() != [rows.len(), width] || rows.iter().any(|&row| row as usize >= n_patches) {
+        return Err(Error::Shape {
+            what: "predicted patches".to_owned(),
+            got: pred.dims().to_vec(),
+            expected: format!("[{}, {width}], of {n_patches} patches", rows.len()),
+        });
+    }
+    if !is_fused(pred) {
+        return tape::composed(&[pred], |t| {
+            plain::patch_mse(&t[0], patches, rows, normalised)
+        });
+    }
+    let op = patch_mse::PatchMse {
+        rows: rows.to_vec(),
+        normalised,
+    };
+    tape::apply2(&contiguous(pred)?, &patches.contiguous()?, op)
+}
+
+/// Cuts images `[B, 3, H, W]`, which take no gradient, into `[B, N, P]`: patches in raster order, values in (row, column,
+/// channel) order; H and W are multiples of `patch_size`. `None` where there is no own form for them.
+pub(crate) fn patchify(images: &Tensor, patch_size: usize) -> Result<Option<Tensor>> {
+    if !is_fused(images) || tape::is_tracked(images) || images.stride().last() != Some(&1) {
+        return Ok(None);
+    }
+    Ok(Some(
+        images.apply_op1_no_bwd(&tokens::Patchify { patch_size })?,
+    ))
+}
+
+/// The same elements without gaps.
+fn contiguous(x: &Tensor) -> Result<Tensor> {
+    if x.is_contiguous() {
+        return Ok(x.clone());
+    }
+    tape::composed(&[x], |t| Ok(t[0].contiguous()?))
 }
 
 /// Whether the fused form exists for this tensor.

@@ -8,6 +8,7 @@ use candle_core::{D, Tensor};
 use candle_nn::ops::softmax;
 
 use crate::error::Result;
+use crate::loss::pixel_targets;
 use crate::nn::dropout::KeepMask;
 
 pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
@@ -37,6 +38,84 @@ pub(crate) fn gelu(x: &Tensor) -> Result<Tensor> {
 
 pub(crate) fn dropout(x: &Tensor, mask: &KeepMask) -> Result<Tensor> {
     Ok((x * mask.factors(x.dims(), x)?)?)
+}
+
+pub(crate) fn gelu_linear(
+    h: &Tensor,
+    drop: Option<&KeepMask>,
+    weight: &Tensor,
+    bias: &Tensor,
+) -> Result<Tensor> {
+    let activated = gelu(h)?;
+    let activated = match drop {
+        Some(mask) => dropout(&activated, mask)?,
+        None => activated,
+    };
+    linear(&activated, weight, bias)
+}
+
+pub(crate) fn add(x: &Tensor, branch: &Tensor, drop: Option<&KeepMask>) -> Result<Tensor> {
+    let Some(mask) = drop else {
+        return Ok((x + branch)?);
+    };
+    let mut shape = branch.dims().to_vec();
+    if mask.keep().len() != branch.elem_count() {
+        shape.iter_mut().skip(1).for_each(|size| *size = 1);
+    }
+    Ok((x + branch.broadcast_mul(&mask.factors(&shape, branch)?)?)?)
+}
+
+pub(crate) fn class_in_front(
+    tokens: &Tensor,
+    class: &Tensor,
+    positions: &Tensor,
+) -> Result<Tensor> {
+    let (batch, _, width) = tokens.dims3()?;
+    let class = class.broadcast_as((batch, 1, width))?;
+    Ok(Tensor::cat(&[&class, tokens], 1)?.broadcast_add(positions)?)
+}
+
+/// A product with a matrix of zeros and ones: exact, and its backward is again a product, where gather and scatter have
+/// slow or missing ones.
+pub(crate) fn restore(
+    tokens: &Tensor,
+    mask_token: &Tensor,
+    positions: &Tensor,
+    places: &[u32],
+) -> Result<Tensor> {
+    let (batch, n_tokens, width) = tokens.dims3()?;
+    let n_patches = places.len() / batch;
+    let (rows, columns) = (1 + n_patches, n_tokens + 1);
+    let mut ones = vec![0f32; batch * rows * columns];
+    for (matrix, places) in ones
+        .chunks_exact_mut(rows * columns)
+        .zip(places.chunks_exact(n_patches))
+    {
+        matrix[0] = 1.0;
+        for (row, &place) in matrix.chunks_exact_mut(columns).skip(1).zip(places) {
+            row[(1 + place as usize).min(n_tokens)] = 1.0;
+        }
+    }
+    let ones = Tensor::from_vec(ones, (batch, rows, columns), tokens.device())?
+        .to_dtype(tokens.dtype())?;
+    let mask_token = mask_token.broadcast_as((batch, 1, width))?;
+    let restored = ones.matmul(&Tensor::cat(&[tokens, &mask_token], 1)?)?;
+    Ok(restored.broadcast_add(positions)?)
+}
+
+pub(crate) fn select_rows(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
+    let rows = Tensor::from_slice(rows, rows.len(), x.device())?;
+    Ok(x.reshape(((), x.dim(D::Minus1)?))?.index_select(&rows, 0)?)
+}
+
+pub(crate) fn patch_mse(
+    pred: &Tensor,
+    patches: &Tensor,
+    rows: &[u32],
+    normalised: bool,
+) -> Result<Tensor> {
+    let target = pixel_targets(&select_rows(patches, rows)?, normalised)?;
+    Ok((pred - target)?.sqr()?.mean_all()?)
 }
 
 pub(crate) fn self_attention(

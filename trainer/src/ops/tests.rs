@@ -217,6 +217,143 @@ fn cross_attention_is_the_plain_one() {
     assert!(cross_attention(&random("q", &[1, 4, 8]), &random("kv", &[1, 4, 8]), 2, None).is_err());
 }
 
+#[test]
+fn the_linear_map_of_a_gelu_is_the_plain_one() {
+    for (rows, n_in, n_out) in [(1, 5, 3), (60, 40, 7), (9, 300, 33)] {
+        let arguments = [
+            random("h", &[3, rows, n_in]),
+            random("w", &[n_out, n_in]),
+            random("b", &[n_out]),
+        ];
+        compare(&|t| gelu_linear(&t[0], None, &t[1], &t[2]), &arguments);
+        let mask = mask(3, rows * n_in);
+        compare(
+            &|t| gelu_linear(&t[0], Some(&mask), &t[1], &t[2]),
+            &arguments,
+        );
+    }
+    let (h, w, b) = (
+        random("h", &[2, 4]),
+        random("w", &[3, 4]),
+        random("b", &[3]),
+    );
+    assert!(gelu_linear(&h, Some(&mask(1, 3)), &w, &b).is_err());
+}
+
+#[test]
+fn sums_with_a_dropped_branch_are_the_plain_ones() {
+    let arguments = [random("x", &[3, 5, 700]), random("branch", &[3, 5, 700])];
+    compare(&|t| add(&t[0], &t[1], None), &arguments);
+    let (elements, samples) = (mask(3, 3500), mask(3, 1));
+    compare(&|t| add(&t[0], &t[1], Some(&elements)), &arguments);
+    compare(&|t| add(&t[0], &t[1], Some(&samples)), &arguments);
+    assert!(add(&arguments[0], &arguments[1], Some(&mask(3, 2))).is_err());
+    assert!(add(&arguments[0], &random("x", &[3, 5]), None).is_err());
+}
+
+#[test]
+fn sequences_are_put_together_as_plainly() {
+    for (batch, n, width) in [(1, 2, 3), (3, 7, 20)] {
+        for of_positions in [1, batch] {
+            let positions = random("positions", &[of_positions, 1 + n, width]);
+            let arguments = [
+                random("tokens", &[batch, n, width]),
+                random("class", &[1, 1, width]),
+            ];
+            let f = |t: &[Tensor]| class_in_front(&t[0], &t[1], &positions.to_dtype(t[0].dtype())?);
+            compare(&f, &arguments);
+        }
+        let positions = random("positions", &[1, 1 + n, width]);
+        // Patches in reverse order, the last `n / 2` of them removed.
+        let places: Vec<u32> = (0..batch * n).map(|i| (n - 1 - i % n) as u32).collect();
+        let kept = n - n / 2;
+        let arguments = [
+            random("tokens", &[batch, 1 + kept, width]),
+            random("mask token", &[1, 1, width]),
+        ];
+        let f = |t: &[Tensor]| restore(&t[0], &t[1], &positions.to_dtype(t[0].dtype())?, &places);
+        compare(&f, &arguments);
+    }
+}
+
+#[test]
+fn selected_rows_are_the_plain_ones() {
+    let x = random("x", &[3, 7, 5]);
+    compare(
+        &|t| select_rows(&t[0], &[20, 0, 3]),
+        std::slice::from_ref(&x),
+    );
+    assert!(matches!(select_rows(&x, &[21]), Err(Error::Shape { .. })));
+}
+
+#[test]
+fn the_patch_error_is_the_plain_one() {
+    let patches = (random("patches", &[2, 40, 27]) * 3.0).unwrap();
+    let rows: Vec<u32> = (0..80).filter(|row| row % 3 > 0).collect();
+    let pred = random("pred", &[rows.len(), 27]);
+    for normalised in [false, true] {
+        let f =
+            |t: &[Tensor]| patch_mse(&t[0], &patches.to_dtype(t[0].dtype())?, &rows, normalised);
+        compare(&f, std::slice::from_ref(&pred));
+    }
+    let wrong = patch_mse(&pred, &patches, &rows[1..], true);
+    assert!(matches!(wrong, Err(Error::Shape { .. })));
+    assert!(patch_mse(&pred, &patches, &vec![80; rows.len()], true).is_err());
+}
+
+#[test]
+fn patches_are_cut_from_views_as_plainly() {
+    let images = random("images", &[2, 2, 3, 8, 12])
+        .narrow(1, 1, 1)
+        .unwrap()
+        .squeeze(1)
+        .unwrap();
+    let fused = patchify(&images, 4).unwrap().unwrap();
+    let plain = images.reshape((2, 3, 2, 4, 3, 4)).unwrap();
+    let plain = plain
+        .permute((0, 2, 4, 3, 5, 1))
+        .unwrap()
+        .reshape((2, 6, 48))
+        .unwrap();
+    assert_eq!(
+        fused.to_vec3::<f32>().unwrap(),
+        plain.to_vec3::<f32>().unwrap()
+    );
+}
+
+/// What does not lie without gaps is made to, on the tape and off it.
+#[test]
+fn gaps_cost_no_gradient() {
+    let x = Var::from_tensor(&random("x", &[4, 6])).unwrap();
+    let w = Var::from_tensor(&random("w", &[4, 5])).unwrap();
+    let b = Var::from_tensor(&random("b", &[5])).unwrap();
+    let f = || {
+        let x = gelu(x.as_tensor())?;
+        let x = tape::composed(&[&x], |t| Ok(t[0].t()?))?; // [6, 4], columns contiguous
+        let y = linear(&x, &w.t()?, &b)?;
+        tape::composed(&[&y], |t| Ok(t[0].sqr()?.sum_all()?))
+    };
+    let expected = f().unwrap().backward().unwrap();
+    let (loss, tape) = tape::record(f).unwrap();
+    let mut given = Vec::new();
+    tape.backward(&loss, 1.0, &mut |id, gradient| {
+        given.push((id, gradient));
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(given.len(), 3);
+    for (id, gradient) in given {
+        let expected = expected.get_id(id).unwrap();
+        let gap = (gradient - expected)
+            .unwrap()
+            .abs()
+            .unwrap()
+            .max_all()
+            .unwrap();
+        assert!(gap.to_scalar::<f32>().unwrap() < 1e-5);
+    }
+}
+
 /// Sums must not depend on how many threads there are.
 #[test]
 fn the_number_of_threads_changes_no_bit() {

@@ -1,9 +1,13 @@
 //! The gradients of one optimizer step, by parameter, summed over its micro-batches.
 
-use candle_core::backprop::GradStore;
-use candle_core::{Tensor, Var};
+use std::collections::HashMap;
 
-use crate::error::Result;
+use candle_core::backprop::GradStore;
+use candle_core::{Tensor, TensorId, Var};
+
+use crate::error::{Error, Result};
+use crate::ops;
+use crate::tape::Tape;
 
 /// One gradient for each parameter, in the order in which the parameters were given.
 #[derive(Clone, Debug)]
@@ -31,7 +35,7 @@ impl Gradients {
         }
     }
 
-    /// Adds what one backward pass left; the caller has divided the loss by the number of micro-batches.
+    /// Adds what one backward pass of candle's left; the caller has divided the loss by the number of micro-batches.
     pub fn accumulate(&mut self, mut store: GradStore) -> Result<()> {
         for entry in &mut self.entries {
             let Some(new) = store.remove(&entry.var) else {
@@ -42,6 +46,58 @@ impl Gradients {
                 None => new.contiguous()?,
             });
         }
+        Ok(())
+    }
+
+    /// Walks a tape back from `loss` and adds `factor` times the gradients of each parameter, calling `on_ready` with its
+    /// name and sum as soon as that is final: from the parameters that were used last to those used first, in the same
+    /// order in every run.
+    ///
+    /// * `factor`: one over the number of micro-batches.
+    ///
+    /// # Errors
+    /// Whatever an operation or `on_ready` reports.
+    pub fn backward(
+        &mut self,
+        tape: Tape,
+        loss: &Tensor,
+        factor: f64,
+        on_ready: &mut dyn FnMut(&str, &Tensor) -> Result<()>,
+    ) -> Result<()> {
+        let ids = self.entries.iter().enumerate();
+        let places: HashMap<TensorId, usize> = ids.map(|(i, entry)| (entry.var.id(), i)).collect();
+        tape.backward(loss, factor, &mut |id, new| {
+            let Some(entry) = places.get(&id).map(|&i| &mut self.entries[i]) else {
+                return Ok(());
+            };
+            let sum = match entry.grad.take() {
+                Some(sum) => ops::add_into(new, &sum)?,
+                None => new,
+            };
+            on_ready(&entry.name, &sum)?;
+            entry.grad = Some(sum);
+            Ok(())
+        })
+    }
+
+    /// Puts another gradient in the place of a parameter's, such as its mean over all ranks.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] if there is no such parameter, [`Error::Shape`] if it has another shape.
+    pub fn set(&mut self, name: &str, grad: Tensor) -> Result<()> {
+        let entry = self.entries.iter_mut().find(|entry| entry.name == name);
+        let entry = entry.ok_or_else(|| Error::Parameter {
+            name: name.to_string(),
+            problem: "is not among those that have gradients".to_string(),
+        })?;
+        if grad.dims() != entry.var.dims() {
+            return Err(Error::Shape {
+                what: format!("gradient of {name}"),
+                got: grad.dims().to_vec(),
+                expected: format!("{:?}", entry.var.dims()),
+            });
+        }
+        entry.grad = Some(grad);
         Ok(())
     }
 

@@ -6,6 +6,10 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
+use trainer::models::Forward;
+use trainer::nn::params::Params;
+use trainer::optim::Gradients;
+use trainer::tape;
 
 /// Absolute tolerance of activations.
 pub const ACTIVATION: f64 = 1e-5;
@@ -230,4 +234,25 @@ pub fn values(tensor: &Tensor) -> Vec<f64> {
 /// A scalar.
 pub fn scalar(tensor: &Tensor) -> f64 {
     values(tensor)[0]
+}
+
+/// One forward pass with every parameter's gradient by name, on the tape that training uses.
+pub fn gradients(
+    params: &Params,
+    forward: impl FnOnce() -> trainer::Result<Forward>,
+) -> HashMap<String, Tensor> {
+    let (forward, tape) = tape::record(forward).unwrap();
+    let trainable = params.iter_trainable();
+    let mut gradients =
+        Gradients::new(trainable.map(|param| (param.name.clone(), param.var.clone())));
+    gradients
+        .backward(tape, &forward.loss, 1.0, &mut |_, _| Ok(()))
+        .unwrap();
+    let found = gradients.iter();
+    found
+        .map(|(name, gradient)| {
+            let gradient = gradient.unwrap_or_else(|| panic!("{name} has no gradient"));
+            (name.to_owned(), gradient.clone())
+        })
+        .collect()
 }

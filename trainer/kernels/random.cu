@@ -52,16 +52,22 @@ __global__ void keep_bits_kernel(const uint64_t *samples, int64_t n_samples, int
   bits[i] = rest < 32 ? word & ((1u << rest) - 1u) : word;
 }
 
+// y = what is left of x, added to `to` if there is one. With `whole_samples` a sample's elements share its first bit.
 template <class T>
-__global__ void dropout_kernel(const T *x, const uint32_t *bits, T *y, int64_t per_sample, int64_t words, float scale,
-                               bool whole) {
+__global__ void dropout_kernel(const T *x, const T *to, const uint32_t *bits, T *y, int64_t per_sample, int64_t words,
+                               bool whole_samples, float scale, bool whole) {
   const int64_t sample = blockIdx.y, i = (block_x() * THREADS + threadIdx.x) * 4;
   if (i >= per_sample) return;
-  const uint32_t keep = bits[sample * words + i / 32] >> (i % 32);
-  float v[4];
+  uint32_t keep;
+  if (whole_samples)
+    keep = bits[sample] & 1u ? 0xfu : 0u;
+  else
+    keep = bits[sample * words + i / 32] >> (i % 32);
+  float v[4], sum[4] = {0.f, 0.f, 0.f, 0.f};
   load4(x + sample * per_sample, i, per_sample, whole, v);
+  if (to) load4(to + sample * per_sample, i, per_sample, whole, sum);
 #pragma unroll
-  for (int j = 0; j < 4; j++) v[j] = (keep >> j) & 1u ? v[j] * scale : 0.f;
+  for (int j = 0; j < 4; j++) v[j] = sum[j] + ((keep >> j) & 1u ? v[j] * scale : 0.f);
   store4(y + sample * per_sample, i, per_sample, whole, v);
 }
 
@@ -75,15 +81,15 @@ extern "C" int pairquet_keep_bits(const uint64_t *samples, int64_t n_samples, in
   return launch_result();
 }
 
-extern "C" int pairquet_dropout(int type, const void *x, const uint32_t *bits, void *y, int64_t n_samples,
-                                int64_t per_sample, float scale, void *stream) {
+extern "C" int pairquet_dropout(int type, const void *x, const void *to, const uint32_t *bits, void *y,
+                                int64_t n_samples, int64_t per_sample, int whole_samples, float scale, void *stream) {
   if (n_samples * per_sample == 0) return 0;
   if (n_samples > 65535) return INVALID_VALUE;
   return with_type(type, [&](auto zero) {
     typedef decltype(zero) T;
     const dim3 grid((unsigned)ceil_div(per_sample, 4 * THREADS), (unsigned)n_samples);
-    LAUNCH(dropout_kernel<T>, grid, THREADS, 0, stream, (const T *)x, bits, (T *)y, per_sample,
-           ceil_div(per_sample, 32), scale, in_fours(per_sample));
+    LAUNCH(dropout_kernel<T>, grid, THREADS, 0, stream, (const T *)x, (const T *)to, bits, (T *)y, per_sample,
+           ceil_div(per_sample, 32), whole_samples != 0, scale, in_fours(per_sample));
     return launch_result();
   });
 }

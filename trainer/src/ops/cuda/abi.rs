@@ -95,8 +95,8 @@ kernels! {
         bits: *mut u32, stream: *mut c_void,
     ) -> c_int;
     fn pairquet_dropout(
-        dtype: c_int, x: *const c_void, bits: *const u32, y: *mut c_void, n_samples: i64, per_sample: i64, scale: f32,
-        stream: *mut c_void,
+        dtype: c_int, x: *const c_void, to: *const c_void, bits: *const u32, y: *mut c_void, n_samples: i64,
+        per_sample: i64, whole_samples: c_int, scale: f32, stream: *mut c_void,
     ) -> c_int;
     fn pairquet_attention_forward(dtype: c_int, attention: *const Attention, stream: *mut c_void) -> c_int;
     fn pairquet_attention_backward(dtype: c_int, attention: *const Attention, stream: *mut c_void) -> c_int;
@@ -124,11 +124,11 @@ kernels! {
         dmask_token: *mut f32, batch: i64, n: i64, kept: i64, width: i64, stream: *mut c_void,
     ) -> c_int;
     fn pairquet_patch_mse_forward(
-        dtype: c_int, pred: *const c_void, target: *const c_void, rows_of: *const u32, errors: *mut f32, loss: *mut f32,
+        dtype: c_int, pred: *const c_void, target: *const f32, rows_of: *const u32, errors: *mut f32, loss: *mut f32,
         rows: i64, width: i64, normalised: c_int, eps: f32, stream: *mut c_void,
     ) -> c_int;
     fn pairquet_patch_mse_backward(
-        dtype: c_int, pred: *const c_void, target: *const c_void, rows_of: *const u32, dloss: *const f32,
+        dtype: c_int, pred: *const c_void, target: *const f32, rows_of: *const u32, dloss: *const f32,
         dpred: *mut c_void, rows: i64, width: i64, normalised: c_int, eps: f32, stream: *mut c_void,
     ) -> c_int;
     fn pairquet_part_elements() -> i64;

@@ -7,7 +7,9 @@
 use candle_core::{DType, Result, Tensor};
 
 use super::buffer::{Launch, Output, address, none, type_code};
-use super::node::node;
+use super::node::{Keeps, node};
+use crate::nn::dropout::KeepMask;
+use crate::tape;
 
 /// What follows the bias, as the kernels name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,8 +23,8 @@ pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tenso
     let z = product(x, weight)?;
     let y = bias_act(&z, Some(bias), Act::None)?;
     drop(z);
-    let (saved, matrix, needs_dx) = (x.detach(), weight.detach(), x.track_op());
-    node("linear", &[x, weight, bias], y, move |_, dy| {
+    let (saved, matrix, needs_dx) = (x.detach(), weight.detach(), tape::is_tracked(x));
+    node("linear", &[x, weight, bias], y, Keeps::Nothing, move |_, dy| {
         let (_, dbias) = bias_act_backward(None, None, dy, Act::None, true)?;
         let (dx, dweight) = product_backward(&saved, &matrix, dy, needs_dx)?;
         Ok(vec![dx, Some(dweight), dbias])
@@ -33,9 +35,9 @@ pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tenso
 pub(crate) fn linear_gelu(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
     let z = product(x, weight)?; // without the bias, which backward adds again
     let y = bias_act(&z, Some(bias), Act::Gelu)?;
-    let (saved, matrix, needs_dx) = (x.detach(), weight.detach(), x.track_op());
+    let (saved, matrix, needs_dx) = (x.detach(), weight.detach(), tape::is_tracked(x));
     let offset = bias.detach();
-    node("linear-gelu", &[x, weight, bias], y, move |_, dy| {
+    node("linear-gelu", &[x, weight, bias], y, Keeps::Nothing, move |_, dy| {
         let (dz, dbias) = bias_act_backward(Some(&z), Some(&offset), dy, Act::Gelu, true)?;
         let Some(dz) = dz else {
             candle_core::bail!("the gradient before GELU was not made")
@@ -49,10 +51,24 @@ pub(crate) fn linear_gelu(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<
 pub(crate) fn gelu(x: &Tensor) -> Result<Tensor> {
     let y = bias_act(x, None, Act::Gelu)?;
     let saved = x.detach();
-    node("gelu", &[x], y, move |_, dy| {
+    node("gelu", &[x], y, Keeps::Nothing, move |_, dy| {
         let (dx, _) = bias_act_backward(Some(&saved), None, dy, Act::Gelu, false)?;
         Ok(vec![dx])
     })
+}
+
+/// The linear map of `gelu(h)` under a dropout.
+pub(crate) fn gelu_linear(
+    h: &Tensor,
+    drop: Option<&KeepMask>,
+    weight: &Tensor,
+    bias: &Tensor,
+) -> Result<Tensor> {
+    let activated = gelu(h)?;
+    match drop {
+        Some(mask) => linear(&super::random::dropout(&activated, mask)?, weight, bias),
+        None => linear(&activated, weight, bias),
+    }
 }
 
 /// `x Wᵀ` as `[.., out]`, outside of the graph.

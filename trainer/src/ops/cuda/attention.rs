@@ -8,7 +8,7 @@ use candle_core::{D, DType, Result, Tensor};
 
 use super::abi;
 use super::buffer::{Launch, Output, address, address_mut, none, type_code};
-use super::node::node;
+use super::node::{Keeps, node};
 use super::random::keep_bits;
 use crate::nn::dropout::KeepMask;
 
@@ -171,7 +171,7 @@ pub(crate) fn self_attention(
     let rows = packed_qkv(address_mut(qkv)?, width, dtype);
     let (y, log_sum) = call.forward(qkv, &rows)?;
     let saved = qkv.detach();
-    node("self-attention", &[qkv], y, move |y, dy| {
+    node("self-attention", &[qkv], y, Keeps::Result, move |y, dy| {
         let mut dqkv = Output::like(&saved)?;
         let rows = packed_qkv(address_mut(&saved)?, width, dtype);
         let gradients = packed_qkv(dqkv.address()?, width, dtype);
@@ -192,7 +192,7 @@ pub(crate) fn cross_attention(
     let rows = packed_kv(address_mut(q)?, address_mut(kv)?, width, dtype);
     let (y, log_sum) = call.forward(q, &rows)?;
     let (saved_q, saved_kv) = (q.detach(), kv.detach());
-    node("cross-attention", &[q, kv], y, move |y, dy| {
+    node("cross-attention", &[q, kv], y, Keeps::Result, move |y, dy| {
         let (mut dq, mut dkv) = (Output::like(&saved_q)?, Output::like(&saved_kv)?);
         let rows = packed_kv(address_mut(&saved_q)?, address_mut(&saved_kv)?, width, dtype);
         let gradients = packed_kv(dq.address()?, dkv.address()?, width, dtype);

@@ -1,5 +1,6 @@
 //! The kernels compiled as C++ with the system's compiler, and loaded.
 
+use std::cell::Cell;
 use std::ffi::{CString, c_int, c_void};
 use std::io::Write;
 use std::path::Path;
@@ -11,6 +12,23 @@ use super::abi::Kernels;
 struct Emulation {
     kernels: Kernels,
     reverse: extern "C" fn(c_int),
+}
+
+thread_local! {
+    static ASKED_FOR: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `f` with the kernels in place of all other forms of the operations, on tensors in main memory.
+pub fn instead<T>(f: impl FnOnce() -> T) -> T {
+    ASKED_FOR.set(true);
+    let result = f();
+    ASKED_FOR.set(false);
+    result
+}
+
+/// Whether this is inside of [`instead`].
+pub fn is_asked_for() -> bool {
+    ASKED_FOR.get()
 }
 
 static EMULATION: OnceLock<Option<Emulation>> = OnceLock::new();

@@ -5,7 +5,7 @@
 use candle_core::{DType, Result, Shape, Tensor};
 
 use super::buffer::{Launch, Output, address, type_code};
-use super::node::node;
+use super::node::{Keeps, node};
 use crate::loss::NORM_PIX_EPS;
 
 /// Mean squared error of `pred` `[M, P]` against the rows `rows` of `patches` `[.., P]`, normalised patch by patch if
@@ -18,7 +18,7 @@ pub(crate) fn patch_mse(
 ) -> Result<Tensor> {
     let (n_rows, width) = pred.dims2()?;
     let rows = Tensor::from_slice(rows, n_rows, pred.device())?;
-    let target = patches.detach().to_dtype(pred.dtype())?;
+    let target = patches.detach().to_dtype(DType::F32)?;
     let mut errors = Output::new(n_rows, DType::F32, pred.device())?;
     let mut loss = Output::new(Shape::from(()), DType::F32, pred.device())?;
     let code = type_code(pred)?;
@@ -43,7 +43,7 @@ pub(crate) fn patch_mse(
         }
     })?;
     let saved = pred.detach();
-    node("patch-mse", &[pred], loss, move |_, dloss| {
+    node("patch-mse", &[pred], loss, Keeps::Nothing, move |_, dloss| {
         let mut dpred = Output::like(&saved)?;
         let (pred_in, target_in, rows_in) = (address(&saved)?, address(&target)?, address(&rows)?);
         let (dloss, out) = (address(dloss)?, dpred.address()?);

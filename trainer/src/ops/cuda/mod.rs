@@ -25,3 +25,13 @@ pub(crate) mod random;
 #[cfg(test)]
 mod tests;
 pub(crate) mod tokens;
+
+use candle_core::{DType, Tensor};
+
+/// Whether the kernels take this tensor.
+pub(crate) fn takes(x: &Tensor) -> bool {
+    let is_there = x.device().is_cuda();
+    #[cfg(test)]
+    let is_there = is_there || emulation::is_asked_for();
+    is_there && matches!(x.dtype(), DType::F32 | DType::BF16)
+}

@@ -1,4 +1,4 @@
-//! A result of kernels as a node of candle's graph.
+//! A result of kernels as a piece of the tape, or a node of candle's graph.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -8,17 +8,35 @@ use candle_core::{
 };
 
 use super::buffer::Output;
+use crate::tape;
 
 /// From the result and its gradient to one gradient for each input, `None` for those that take none.
 type Backward = dyn Fn(&Tensor, &Tensor) -> Result<Vec<Option<Tensor>>> + Send + Sync;
 
-/// Puts `output`, which was made from one to three `inputs`, into the graph.
+/// Whether backward looks at the result, which a tape otherwise need not keep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Keeps {
+    Nothing,
+    Result,
+}
+
+/// Puts `output`, which was made from one to three `inputs`, on the tape or into the graph.
 pub(super) fn node(
     name: &'static str,
     inputs: &[&Tensor],
     output: Output,
+    keeps: Keeps,
     backward: impl Fn(&Tensor, &Tensor) -> Result<Vec<Option<Tensor>>> + Send + Sync + 'static,
 ) -> Result<Tensor> {
+    if tape::is_recording() {
+        let y = output.into_tensor();
+        let kept = (keeps == Keeps::Result).then(|| y.clone());
+        tape::push(&y, inputs, false, move |dy| {
+            let dy = dy.contiguous()?;
+            Ok(backward(kept.as_ref().unwrap_or(&dy), &dy)?)
+        });
+        return Ok(y);
+    }
     if !inputs.iter().any(|input| input.track_op()) {
         return Ok(output.into_tensor());
     }

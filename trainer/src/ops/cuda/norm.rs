@@ -3,7 +3,8 @@
 use candle_core::{DType, Result, Tensor};
 
 use super::buffer::{Launch, Output, address, none, type_code};
-use super::node::node;
+use super::node::{Keeps, node};
+use crate::tape;
 
 /// What backward needs of the rows' statistics, `[rows]` each.
 struct Statistics {
@@ -24,15 +25,16 @@ pub(crate) fn add_layer_norm(
     weight: &Tensor,
     bias: &Tensor,
     eps: f64,
-) -> Result<(Tensor, Tensor)> {
+) -> crate::error::Result<(Tensor, Tensor)> {
     let sum = Output::like(x)?;
     let (sum, y, statistics) = forward(x, Some((branch, sum)), weight, bias, eps)?;
-    let Some(sum) = sum else {
-        candle_core::bail!("a residual sum was not made")
+    let sum = sum.ok_or_else(|| candle_core::Error::Msg("a residual sum was not made".into()))?;
+    let sum = match tape::is_recording() {
+        true => tape::sum(x, branch, || Ok(sum.into_tensor()))?,
+        false => node("add", &[x, branch], sum, Keeps::Nothing, |_, dy| {
+            Ok(vec![Some(dy.clone()), Some(dy.clone())])
+        })?,
     };
-    let sum = node("add", &[x, branch], sum, |_, dy| {
-        Ok(vec![Some(dy.clone()), Some(dy.clone())])
-    })?;
     let y = normed(&sum, weight, bias, y, statistics)?;
     Ok((sum, y))
 }
@@ -94,7 +96,7 @@ fn normed(
     statistics: Statistics,
 ) -> Result<Tensor> {
     let (saved, scale) = (x.detach(), weight.detach());
-    node("layer-norm", &[x, weight, bias], y, move |_, dy| {
+    node("layer-norm", &[x, weight, bias], y, Keeps::Nothing, move |_, dy| {
         let launch = Launch::on(dy.device())?;
         let width = scale.elem_count();
         let rows = saved.elem_count() / width;

@@ -5,7 +5,7 @@
 use candle_core::{DType, Result, Tensor, bail};
 
 use super::buffer::{Launch, Output, address, address_mut, none, type_code};
-use super::node::node;
+use super::node::{Keeps, node};
 
 /// Bytes `[.., H, W, 3]` to planes `[.., 3, H, W]` of `dtype`: `(byte / 255 - mean) / std` of each channel.
 pub(crate) fn normalise(
@@ -108,7 +108,7 @@ pub(crate) fn class_in_front(
         }
     })?;
     let class_shape = class.shape().clone();
-    node("class-in-front", &[tokens, class], y, move |_, dy| {
+    node("class-in-front", &[tokens, class], y, Keeps::Nothing, move |_, dy| {
         let dclass = sum_first_rows(dy)?.reshape(&class_shape)?;
         Ok(vec![
             Some(dy.narrow(1, 1, kept)?.contiguous()?),
@@ -178,7 +178,7 @@ pub(crate) fn restore(
     })?;
     let mask_shape = mask_token.shape().clone();
     let like = tokens.detach();
-    node("restore", &[tokens, mask_token], y, move |_, dy| {
+    node("restore", &[tokens, mask_token], y, Keeps::Nothing, move |_, dy| {
         let launch = Launch::on(dy.device())?;
         let new = |shape: &[usize]| Output::new(shape, DType::F32, dy.device());
         let mut partial = new(&[launch.chunks(batch * (1 + n)), width])?;
@@ -217,7 +217,7 @@ pub(crate) fn select_rows(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
     let mut y = Output::new((n_rows, width), x.dtype(), x.device())?;
     copy_rows(x, address(&rows)?, none(), y.address()?, (n_rows, width))?;
     let shape = x.shape().clone();
-    node("select-rows", &[x], y, move |_, dy| {
+    node("select-rows", &[x], y, Keeps::Nothing, move |_, dy| {
         let dx = Tensor::zeros(&shape, dy.dtype(), dy.device())?;
         copy_rows(
             dy,

@@ -10,7 +10,7 @@ pub mod gradients;
 pub mod param_groups;
 pub mod schedule;
 
-pub use adamw::{AdamW, AdamWOptions};
+pub use adamw::{AdamW, AdamWOptions, UnreadNorms};
 pub use ema::Ema;
 pub use gradients::Gradients;
 pub use param_groups::{ParamGroup, param_groups};

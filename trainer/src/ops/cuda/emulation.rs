@@ -34,7 +34,7 @@ pub fn is_asked_for() -> bool {
 static EMULATION: OnceLock<Option<Emulation>> = OnceLock::new();
 
 /// The kernels of the emulation; ask [`is_there`] before.
-pub fn kernels() -> &'static Kernels {
+pub(super) fn kernels() -> &'static Kernels {
     &emulation().expect("the emulation was found to be there").kernels
 }
 

@@ -16,7 +16,7 @@ pub(crate) mod activation;
 pub(crate) mod attention;
 mod buffer;
 #[cfg(test)]
-mod emulation;
+pub(crate) mod emulation;
 pub(crate) mod loss;
 mod node;
 pub(crate) mod norm;

@@ -73,9 +73,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         let loss = forward.loss.to_scalar::<f32>()?;
         grads.backward(tape, &forward.loss, 1.0, &mut |_, _| Ok(()))?;
         let norms = clip::norms(&grads)?;
-        clip::clip(&mut grads, &norms, 1.0)?;
         let before_step = Instant::now();
-        optim.step(&grads, 1e-5)?;
+        optim.step_scaled(&grads, clip::factor(&norms, 1.0), 1e-5)?;
         let optimizer_ms = before_step.elapsed().as_secs_f64() * 1e3;
         let ms = start.elapsed().as_secs_f64() * 1e3;
         let cpu = process::cpu_time().unwrap_or_default().since(cpu_start);

@@ -23,7 +23,7 @@ struct Part {
 
 // Numbers of one step, as `trainer::optim::adamw` has them.
 struct Step {
-  float one_minus_beta1, beta2, one_minus_beta2, step_size, bias_correction2_sqrt, eps;
+  float grad_scale, one_minus_beta1, beta2, one_minus_beta2, step_size, bias_correction2_sqrt, eps;
 };
 
 __global__ void squares_kernel(const Parameter *parameters, const Part *parts, double *squares) {
@@ -77,7 +77,7 @@ __global__ void adamw_kernel(const Parameter *parameters, const Part *parts, Ste
   if (!of.gradient) return;
   const int64_t last = part.first + CHUNK < of.n ? part.first + CHUNK : of.n;
   for (int64_t i = part.first + threadIdx.x; i < last; i += THREADS) {
-    const float g = of.gradient[i] * factor;
+    const float g = of.gradient[i] * (factor * step.grad_scale);
     const float m = of.exp_avg[i] + step.one_minus_beta1 * (g - of.exp_avg[i]);
     const float v = of.exp_avg_sq[i] * step.beta2 + step.one_minus_beta2 * g * g;
     of.exp_avg[i] = m;

@@ -197,10 +197,9 @@ pub fn train_from(
         {
             progress(&Progress::Warning(&text));
         }
-        if let Some(max_norm) = config.optim.clip_norm {
-            clip::clip(&mut grads, &norms, max_norm)?;
-        }
-        optim.step(&grads, lr)?;
+        let clip_norm = config.optim.clip_norm;
+        let factor = clip_norm.map_or(1.0, |max_norm| clip::factor(&norms, max_norm));
+        optim.step_scaled(&grads, factor, lr)?;
         let progress_made = step as f64 / plan.total_steps as f64;
         if let Some(keep) = config.model.contrastive.momentum_at(progress_made) {
             params.follow(keep)?;

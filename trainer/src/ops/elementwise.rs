@@ -6,7 +6,7 @@ use candle_core::{
 use rayon::prelude::*;
 
 use super::kernels;
-use super::storage::{slice, tensor_like, with_slice};
+use super::storage::{slice, slice_mut, tensor_like, with_slice};
 use crate::nn::dropout::KeepMask;
 
 /// Elements of one task: input and output together fit in a second-level cache.
@@ -189,16 +189,42 @@ impl InplaceOp2 for AddInto {
         x_layout: &Layout,
     ) -> Result<()> {
         let x = slice(x, x_layout)?;
-        let (CpuStorage::F32(y), Some((start, end))) = (y, y_layout.contiguous_offsets()) else {
-            bail!("sums in place take contiguous f32 tensors");
-        };
-        if end - start != x.len() {
-            bail!("sum of {} and {} elements", end - start, x.len());
+        let y = slice_mut(y, y_layout)?;
+        if y.len() != x.len() {
+            bail!("sum of {} and {} elements", y.len(), x.len());
         }
-        y[start..end]
-            .par_chunks_mut(CHUNK)
+        y.par_chunks_mut(CHUNK)
             .zip(x.par_chunks(CHUNK))
             .for_each(|(y, x)| kernels::add_in_place(x, y));
+        Ok(())
+    }
+}
+
+/// `y = keep * y + (1 - keep) * x` in place.
+pub(super) struct RunningMean {
+    pub keep: f64,
+}
+
+impl InplaceOp2 for RunningMean {
+    fn name(&self) -> &'static str {
+        "running-mean"
+    }
+
+    fn cpu_fwd(
+        &self,
+        y: &mut CpuStorage,
+        y_layout: &Layout,
+        x: &CpuStorage,
+        x_layout: &Layout,
+    ) -> Result<()> {
+        let (y, x) = (slice_mut(y, y_layout)?, slice(x, x_layout)?);
+        if y.len() != x.len() {
+            bail!("mean of {} and {} elements", y.len(), x.len());
+        }
+        let (keep, take) = (self.keep as f32, (1.0 - self.keep) as f32);
+        y.par_chunks_mut(CHUNK)
+            .zip(x.par_chunks(CHUNK))
+            .for_each(|(y, x)| kernels::running_mean(y, x, keep, take));
         Ok(())
     }
 }

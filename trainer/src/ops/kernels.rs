@@ -4,6 +4,8 @@
 //! is written so, so that all processors give the same bits.
 #![allow(unsafe_code)] // Calling a function compiled for a processor feature needs it; see `widest`.
 
+use crate::optim::adamw::Coefficients;
+
 /// Lanes of every sum.
 pub(super) const LANES: usize = 16;
 
@@ -13,9 +15,9 @@ pub(super) const CHAIN_ROWS: usize = 6;
 
 /// Defines functions that run as AVX-512, AVX2 or plain code, whichever the processor can.
 macro_rules! widest {
-    ($($(#[$doc:meta])* pub(super) fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block)*) => {$(
+    ($($(#[$doc:meta])* $visible:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block)*) => {$(
         $(#[$doc])*
-        pub(super) fn $name($($arg: $type),*) $(-> $result)? {
+        $visible fn $name($($arg: $type),*) $(-> $result)? {
             #[inline(always)]
             fn body($($arg: $type),*) $(-> $result)? $body
 
@@ -229,6 +231,42 @@ widest! {
         for (y, (&pred, &target)) in y.iter_mut().zip(pred.iter().zip(target)) {
             *y = factor * (pred - (target - mean) * inverse_std);
         }
+    }
+
+    /// One AdamW update of a stretch of parameters with their moments; gradients are multiplied with `c.grad_scale` first.
+    pub(crate) fn adamw(
+        params: &mut [f32], grads: &[f32], exp_avg: &mut [f32], exp_avg_sq: &mut [f32], c: &Coefficients,
+    ) {
+        let elements = params.iter_mut().zip(grads).zip(exp_avg.iter_mut().zip(exp_avg_sq));
+        for ((param, &grad), (m, v)) in elements {
+            let grad = grad * c.grad_scale;
+            *m += c.one_minus_beta1 * (grad - *m);
+            *v = *v * c.beta2 + c.one_minus_beta2 * grad * grad;
+            let denominator = v.sqrt() / c.bias_correction2_sqrt + c.eps;
+            *param = *param * c.keep - c.step_size * (*m / denominator);
+        }
+    }
+
+    /// `mean = keep * mean + (1 - keep) * values`.
+    pub(crate) fn running_mean(mean: &mut [f32], values: &[f32], keep: f32, take: f32) {
+        for (mean, &value) in mean.iter_mut().zip(values) {
+            *mean = *mean * keep + value * take;
+        }
+    }
+
+    /// Sum of squares in f64, in 16 lanes.
+    pub(crate) fn sum_of_squares(values: &[f32]) -> f64 {
+        let mut lanes = [0f64; LANES];
+        let (chunks, rest) = values.as_chunks::<LANES>();
+        for chunk in chunks {
+            for (lane, &value) in lanes.iter_mut().zip(chunk) {
+                *lane += f64::from(value) * f64::from(value);
+            }
+        }
+        for (lane, &value) in lanes.iter_mut().zip(rest) {
+            *lane += f64::from(value) * f64::from(value);
+        }
+        lanes.iter().sum()
     }
 
     /// Adds each row of `rows` to `total`.

@@ -11,13 +11,13 @@ mod attention;
 #[cfg(any(feature = "cuda", test))]
 pub(crate) mod cuda;
 mod elementwise;
-mod kernels;
+pub(crate) mod kernels;
 mod layer_norm;
 mod linear;
 mod matmul;
 mod patch_mse;
 pub(crate) mod plain;
-mod storage;
+pub(crate) mod storage;
 #[cfg(test)]
 mod tests;
 mod tokens;
@@ -309,6 +309,15 @@ pub(crate) fn add_into(gradient: Tensor, sum: &Tensor) -> Result<Tensor> {
         return Ok(gradient);
     }
     Ok((sum + gradient)?)
+}
+
+/// `keep * mean + (1 - keep) * values`, in the memory of `mean` where that can be.
+pub(crate) fn running_mean(mean: Tensor, values: &Tensor, keep: f64) -> Result<Tensor> {
+    if is_fused(&mean) && mean.is_contiguous() && values.is_contiguous() {
+        mean.inplace_op2(values, &elementwise::RunningMean { keep })?;
+        return Ok(mean);
+    }
+    Ok((mean.affine(keep, 0.0)? + values.affine(1.0 - keep, 0.0)?)?)
 }
 
 /// The class token in front of `tokens` `[B, K, D]`, then positions added: `class` is `[1, 1, D]`, `positions` (constants)

@@ -19,6 +19,8 @@ use super::{Gradients, ParamGroup};
 use crate::error::{Error, Result};
 #[cfg(any(feature = "cuda", test))]
 use crate::ops::cuda;
+use crate::ops::kernels;
+use crate::ops::storage::{slice, slice_mut};
 
 /// Elements updated by one task.
 const CHUNK: usize = 1 << 15;
@@ -103,10 +105,16 @@ impl AdamW {
 
     /// Updates every parameter that has a gradient with learning rate `lr`.
     pub fn step(&mut self, grads: &Gradients, lr: f64) -> Result<()> {
+        self.step_scaled(grads, 1.0, lr)
+    }
+
+    /// As [`AdamW::step`] with every gradient multiplied with `factor`, which costs no pass of its own over memory:
+    /// what [`super::clip::factor`] gives.
+    pub fn step_scaled(&mut self, grads: &Gradients, factor: f64, lr: f64) -> Result<()> {
         #[cfg(any(feature = "cuda", test))]
         if self.is_at_once() {
             let given = self.gradients_of_slots(grads)?;
-            return self.update_at_once(&given, None, lr);
+            return self.update_at_once(&given, factor, None, lr);
         }
         self.steps += 1;
         let by_name: std::collections::HashMap<&str, &Tensor> = grads
@@ -117,7 +125,8 @@ impl AdamW {
             let Some(grad) = by_name.get(slot.name.as_str()) else {
                 continue;
             };
-            let coefficients = Coefficients::new(&self.options, self.steps, lr, slot.weight_decay);
+            let coefficients =
+                Coefficients::new(&self.options, self.steps, factor, lr, slot.weight_decay);
             slot.moments.update(&slot.var, grad, &coefficients)?;
         }
         Ok(())
@@ -172,20 +181,22 @@ impl AdamW {
 }
 
 /// The numbers of one step, as PyTorch computes them: in f64, rounded once.
-struct Coefficients {
-    keep: f32,
-    one_minus_beta1: f32,
-    beta2: f32,
-    one_minus_beta2: f32,
-    step_size: f32,
-    bias_correction2_sqrt: f32,
-    eps: f32,
+pub(crate) struct Coefficients {
+    pub grad_scale: f32,
+    pub keep: f32,
+    pub one_minus_beta1: f32,
+    pub beta2: f32,
+    pub one_minus_beta2: f32,
+    pub step_size: f32,
+    pub bias_correction2_sqrt: f32,
+    pub eps: f32,
 }
 
 impl Coefficients {
-    fn new(options: &AdamWOptions, step: u64, lr: f64, weight_decay: f64) -> Self {
+    fn new(options: &AdamWOptions, step: u64, factor: f64, lr: f64, weight_decay: f64) -> Self {
         let bias_correction = |beta: f64| 1.0 - beta.powf(step as f64);
         Self {
+            grad_scale: factor as f32,
             keep: (1.0 - lr * weight_decay) as f32,
             one_minus_beta1: (1.0 - options.beta1) as f32,
             beta2: options.beta2 as f32,
@@ -259,6 +270,7 @@ impl Moments {
                 exp_avg_sq,
             } => {
                 let scaled = |tensor: &Tensor, factor: f32| tensor.affine(f64::from(factor), 0.0);
+                let grad = &scaled(grad, c.grad_scale)?;
                 *exp_avg = (&*exp_avg + scaled(&(grad - &*exp_avg)?, c.one_minus_beta1)?)?;
                 *exp_avg_sq =
                     (scaled(exp_avg_sq, c.beta2)? + scaled(&grad.sqr()?, c.one_minus_beta2)?)?;
@@ -299,39 +311,23 @@ impl InplaceOp2 for FusedPass<'_> {
         grads: &CpuStorage,
         grads_layout: &Layout,
     ) -> candle_core::Result<()> {
-        let (CpuStorage::F32(params), CpuStorage::F32(grads)) = (params, grads) else {
-            candle_core::bail!("adamw: parameter and gradient must be f32")
-        };
-        let (Some((start, end)), Some((grad_start, grad_end))) = (
-            params_layout.contiguous_offsets(),
-            grads_layout.contiguous_offsets(),
-        ) else {
-            candle_core::bail!("adamw: parameter and gradient must be contiguous")
-        };
+        let (params, grads) = (
+            slice_mut(params, params_layout)?,
+            slice(grads, grads_layout)?,
+        );
         let Ok(mut moments) = self.moments.lock() else {
             candle_core::bail!("adamw: a thread of an update died")
         };
         let (exp_avg, exp_avg_sq) = &mut *moments;
         let c = self.c;
-        let chunks = params[start..end]
-            .par_chunks_mut(CHUNK)
-            .zip(grads[grad_start..grad_end].par_chunks(CHUNK));
+        let chunks = params.par_chunks_mut(CHUNK).zip(grads.par_chunks(CHUNK));
         let moments = exp_avg
             .par_chunks_mut(CHUNK)
             .zip(exp_avg_sq.par_chunks_mut(CHUNK));
         chunks
             .zip(moments)
             .for_each(|((params, grads), (exp_avg, exp_avg_sq))| {
-                let elements = params
-                    .iter_mut()
-                    .zip(grads)
-                    .zip(exp_avg.iter_mut().zip(exp_avg_sq));
-                for ((param, &grad), (m, v)) in elements {
-                    *m += c.one_minus_beta1 * (grad - *m);
-                    *v = *v * c.beta2 + c.one_minus_beta2 * grad * grad;
-                    let denominator = v.sqrt() / c.bias_correction2_sqrt + c.eps;
-                    *param = *param * c.keep - c.step_size * (*m / denominator);
-                }
+                kernels::adamw(params, grads, exp_avg, exp_avg_sq, c);
             });
         Ok(())
     }
@@ -429,7 +425,7 @@ mod tests {
             exp_avg_sq: zeros(),
         };
         for step in 1..5 {
-            let c = Coefficients::new(&OPTIONS, step, 1e-2, 0.05);
+            let c = Coefficients::new(&OPTIONS, step, 0.5, 1e-2, 0.05);
             on_host
                 .update(&fused, &(fused.as_tensor() - 0.3).unwrap(), &c)
                 .unwrap();

@@ -8,6 +8,8 @@ use rayon::prelude::*;
 
 use super::Gradients;
 use crate::error::Result;
+use crate::ops::kernels;
+use crate::ops::storage::with_slice;
 
 /// Elements summed by one task. Fixed, so that the sum does not depend on the number of threads.
 const CHUNK: usize = 1 << 16;
@@ -75,14 +77,10 @@ pub fn norms(grads: &Gradients) -> Result<GradNorms> {
     Ok(GradNorms { per_param, global })
 }
 
-/// Scales the gradients so that their global norm is at most `max_norm`, as
-/// `torch.nn.utils.clip_grad_norm_` does (with its 1e-6 beside the norm). Returns whether it did.
-pub fn clip(grads: &mut Gradients, norms: &GradNorms, max_norm: f64) -> Result<bool> {
-    let factor = max_norm / (norms.global + 1e-6);
-    if factor < 1.0 {
-        grads.scale(factor)?;
-    }
-    Ok(factor < 1.0)
+/// What the gradients are to be multiplied with so that their global norm is at most `max_norm`, as
+/// `torch.nn.utils.clip_grad_norm_` does (with its 1e-6 beside the norm); 1 if they are short enough.
+pub fn factor(norms: &GradNorms, max_norm: f64) -> f64 {
+    (max_norm / (norms.global + 1e-6)).min(1.0)
 }
 
 /// The sums of all parameters in one transfer: each would have the host wait for the device.
@@ -100,24 +98,14 @@ fn sums_on_device(grads: &[&Tensor]) -> Result<Vec<f64>> {
 }
 
 fn sum_of_squares(grad: &Tensor) -> Result<f64> {
-    let values = grad.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-    let partial: Vec<f64> = values.par_chunks(CHUNK).map(chunk_sum).collect();
-    Ok(partial.iter().sum())
-}
-
-/// Sums the squares of a chunk in eight lanes, which the compiler can keep in vector registers.
-fn chunk_sum(chunk: &[f32]) -> f64 {
-    let mut lanes = [0.0f64; 8];
-    let (eights, rest) = chunk.as_chunks::<8>();
-    for eight in eights {
-        for (lane, &value) in lanes.iter_mut().zip(eight) {
-            *lane += f64::from(value) * f64::from(value);
-        }
-    }
-    for (lane, &value) in lanes.iter_mut().zip(rest) {
-        *lane += f64::from(value) * f64::from(value);
-    }
-    lanes.iter().sum()
+    let sum = |values: &[f32]| {
+        let partial: Vec<f64> = values
+            .par_chunks(CHUNK)
+            .map(kernels::sum_of_squares)
+            .collect();
+        Ok(partial.iter().sum())
+    };
+    Ok(with_slice(&grad.to_dtype(DType::F32)?, sum)?)
 }
 
 #[cfg(test)]
@@ -148,12 +136,9 @@ mod tests {
 
     #[test]
     fn clipping_scales_only_what_is_too_long() {
-        let mut grads = grads_of(&[1.5, 2.0]);
-        let before = norms(&grads).unwrap();
-        assert!(!clip(&mut grads, &before, 6.0).unwrap());
-        assert_eq!(norms(&grads).unwrap(), before);
-        assert!(clip(&mut grads, &before, 1.0).unwrap());
-        assert!((norms(&grads).unwrap().global - 1.0).abs() < 1e-6);
+        let norms = norms(&grads_of(&[1.5, 2.0])).unwrap();
+        assert_eq!(factor(&norms, 6.0), 1.0);
+        assert!((factor(&norms, 1.0) * norms.global - 1.0).abs() < 1e-6);
     }
 
     #[test]

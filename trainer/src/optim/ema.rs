@@ -10,6 +10,7 @@ use candle_core::{Tensor, Var};
 
 use crate::error::{Error, Result};
 use crate::nn::params::Params;
+use crate::ops;
 #[cfg(any(feature = "cuda", test))]
 use crate::ops::cuda;
 
@@ -63,7 +64,7 @@ impl Ema {
         for slot in &mut self.slots {
             if let Some(mean) = &mut slot.mean {
                 let weights = slot.var.as_detached_tensor();
-                *mean = (mean.affine(self.decay, 0.0)? + weights.affine(1.0 - self.decay, 0.0)?)?;
+                *mean = ops::running_mean(mean.clone(), &weights, self.decay)?;
             }
         }
         Ok(())
@@ -88,7 +89,8 @@ impl Ema {
         Ok(self.split.insert(split).running_mean(pairs, self.decay)?)
     }
 
-    /// The mean of every trained parameter, and all others as they are now, by name, in the model's order.
+    /// The mean of every trained parameter, and all others as they are now, by name, in the model's order. They share
+    /// memory with what the next step changes.
     pub fn tensors(&self) -> Vec<(String, Tensor)> {
         let now = |slot: &Slot| slot.var.as_detached_tensor();
         let named = |slot: &Slot| {

@@ -117,16 +117,6 @@ impl Gradients {
             .as_ref()
     }
 
-    /// Multiplies every gradient by `factor`.
-    pub fn scale(&mut self, factor: f64) -> Result<()> {
-        for entry in &mut self.entries {
-            if let Some(grad) = &entry.grad {
-                entry.grad = Some(grad.affine(factor, 0.0)?);
-            }
-        }
-        Ok(())
-    }
-
     /// Forgets every gradient, for the next step.
     pub fn clear(&mut self) {
         self.entries.iter_mut().for_each(|entry| entry.grad = None);
@@ -147,10 +137,9 @@ mod tests {
             let loss = (a.as_tensor() * 3.0).unwrap().sum_all().unwrap();
             grads.accumulate(loss.backward().unwrap()).unwrap();
         }
-        grads.scale(0.5).unwrap();
         assert_eq!(
             grads.get("a").unwrap().to_vec1::<f32>().unwrap(),
-            [3.0, 3.0]
+            [6.0, 6.0]
         );
         assert!(grads.get("b").is_none());
         grads.clear();

@@ -35,6 +35,7 @@ pub(super) struct Attention {
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub(crate) struct Step {
+    pub grad_scale: f32,
     pub one_minus_beta1: f32,
     pub beta2: f32,
     pub one_minus_beta2: f32,

@@ -462,6 +462,7 @@ fn an_optimizer_step_is_the_hosts() {
     let (weights, m, gradients, means) = (of("w"), of("m"), of("g"), of("mean"));
     let v: Vec<Tensor> = of("v").iter().map(|v| v.sqr().unwrap()).collect();
     let step = optim::Step {
+        grad_scale: 0.5,
         one_minus_beta1: 0.1,
         beta2: 0.95,
         one_minus_beta2: 0.05,
@@ -506,7 +507,7 @@ fn an_optimizer_step_is_the_hosts() {
         let (mut wants, mut want_m, mut want_v) = (w.clone(), m0.clone(), v0.clone());
         if i != without {
             for j in 0..sizes[i] {
-                let g = g[j] * factor;
+                let g = g[j] * factor * 0.5;
                 want_m[j] = m0[j] + 0.1 * (g - m0[j]);
                 want_v[j] = 0.95 * v0[j] + 0.05 * g * g;
                 wants[j] = w[j] * keep - 0.02 * want_m[j] / (want_v[j].sqrt() / 0.3 + 1e-8);

@@ -64,7 +64,7 @@ impl AdamW {
         if self.is_at_once() {
             let given: Vec<Option<Tensor>> = self.gradients_of_slots(grads)?;
             let norms = self.split()?.norms(&references(&given), clip_norm)?;
-            self.update_at_once(&given, Some(&norms), lr)?;
+            self.update_at_once(&given, 1.0, Some(&norms), lr)?;
             let names = self.slots.iter().zip(&given);
             let names = names.map(|(slot, grad)| (slot.name.clone(), grad.is_some()));
             return Ok(UnreadNorms(Kept::Device {
@@ -73,11 +73,8 @@ impl AdamW {
             }));
         }
         let norms = clip::norms(grads)?;
-        let mut grads = grads.clone();
-        if let Some(max_norm) = clip_norm {
-            clip::clip(&mut grads, &norms, max_norm)?;
-        }
-        self.step(&grads, lr)?;
+        let factor = clip_norm.map_or(1.0, |max_norm| clip::factor(&norms, max_norm));
+        self.step_scaled(grads, factor, lr)?;
         Ok(UnreadNorms(Kept::Host(norms)))
     }
 
@@ -87,19 +84,21 @@ impl AdamW {
         !self.slots.is_empty() && self.slots.iter().all(|slot| cuda::takes(&slot.var))
     }
 
-    /// One launch. Gradients are those of the slots, clipped by `norms`.
+    /// One launch. Gradients are those of the slots, times `factor`, and clipped by `norms`.
     #[cfg(any(feature = "cuda", test))]
     pub(super) fn update_at_once(
         &mut self,
         gradients: &[Option<Tensor>],
+        factor: f64,
         norms: Option<&cuda::optim::Norms>,
         lr: f64,
     ) -> Result<()> {
         self.steps += 1;
         let (options, steps) = (self.options, self.steps);
-        let coefficients = |decay: f64| Coefficients::new(&options, steps, lr, decay);
+        let coefficients = |decay: f64| Coefficients::new(&options, steps, factor, lr, decay);
         let shared = coefficients(0.0);
         let step = cuda::optim::Step {
+            grad_scale: shared.grad_scale,
             one_minus_beta1: shared.one_minus_beta1,
             beta2: shared.beta2,
             one_minus_beta2: shared.one_minus_beta2,
@@ -218,12 +217,9 @@ mod tests {
                 assert_eq!(optim.steps(), step);
             };
             let read_first = |optim: &mut AdamW, grads: &Gradients, _: u64| {
-                let mut grads = grads.clone();
-                if let Some(max_norm) = clip_norm {
-                    let norms = clip::norms(&grads).unwrap();
-                    clip::clip(&mut grads, &norms, max_norm).unwrap();
-                }
-                optim.step(&grads, 1e-2).unwrap();
+                let norms = clip::norms(grads).unwrap();
+                let factor = clip_norm.map_or(1.0, |max_norm| clip::factor(&norms, max_norm));
+                optim.step_scaled(grads, factor, 1e-2).unwrap();
             };
             let host = after_steps(&step);
             for (way, got) in [

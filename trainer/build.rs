@@ -33,9 +33,10 @@ fn compile() -> Result<(), Box<dyn Error>> {
         println!("cargo::rerun-if-env-changed={name}");
     }
     println!("cargo::rerun-if-changed=kernels");
-    let home = PathBuf::from(env::var_os("CUDA_HOME").ok_or(
-        "CUDA_HOME is not set, expected the folder of a CUDA toolkit (with bin/nvcc)",
-    )?);
+    let home = PathBuf::from(
+        env::var_os("CUDA_HOME")
+            .ok_or("CUDA_HOME is not set, expected the folder of a CUDA toolkit (with bin/nvcc)")?,
+    );
     let nvcc = home.join("bin/nvcc");
     if !nvcc.is_file() {
         return Err(format!("CUDA_HOME is {}, which has no bin/nvcc", home.display()).into());
@@ -100,7 +101,9 @@ fn capability() -> Result<u32, Box<dyn Error>> {
     };
     match text.trim().replace('.', "").parse() {
         Ok(capability) if capability >= LEAST_CAPABILITY => Ok(capability),
-        _ => Err(format!("CUDA_COMPUTE_CAP is {text:?}, expected {LEAST_CAPABILITY} or more").into()),
+        _ => {
+            Err(format!("CUDA_COMPUTE_CAP is {text:?}, expected {LEAST_CAPABILITY} or more").into())
+        }
     }
 }
 

@@ -65,12 +65,18 @@ void run_block(int threads) {
   for (bool running = true; running;) {
     running = false;
     const long before = block.progress;
-    for (int i = 0; i < threads; i++) {
-      const int index = reversed ? threads - 1 - i : i;
-      if (block.fibers[index].done) continue;
-      running = true;
-      resume(index);
+    // Each warp runs as far as it can before the next one, which is where warps that must wait for each other fail.
+    for (int i = 0; i < threads / WARP_SIZE; i++) {
+      const int first = (reversed ? threads / WARP_SIZE - 1 - i : i) * WARP_SIZE;
+      for (long last = -1; last != block.progress;) {
+        last = block.progress;
+        for (int lane = 0; lane < WARP_SIZE; lane++) {
+          const int index = first + (reversed ? WARP_SIZE - 1 - lane : lane);
+          if (!block.fibers[index].done) resume(index);
+        }
+      }
     }
+    for (const Fiber &fiber : block.fibers) running = running || !fiber.done;
     if (running && block.progress == before) {
       fprintf(stderr, "emulation: a barrier that not all threads of a block or warp reach\n");
       abort();

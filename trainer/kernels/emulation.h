@@ -1,8 +1,8 @@
 // CUDA's language on a CPU, as far as the kernels here use it: enough to check their results where there is no GPU.
 //
-// A launch runs block after block on the calling thread. The threads of a block are fibers that run one after the other
-// until each comes to a barrier, so a missing barrier shows as a wrong result in one of the two orders in which the
-// fibers can be run (`pairquet_emulation_reverse`). Shared memory is full of NaN at the start of each block. A barrier that
+// A launch runs block after block on the calling thread. The threads of a block are fibers; each warp runs as far as it
+// can before the next one, from the first to the last or the other way round (`pairquet_emulation_reverse`), so a missing
+// barrier shows as a wrong result in one of the two orders. Shared memory is full of NaN at the start of each block. A barrier that
 // some threads of a block or warp never reach ends the process with a message.
 #pragma once
 

@@ -137,16 +137,12 @@ impl Uploader {
             return Ok(lane.upload(&batch.views, &[b, v, size, size, 3], DType::F32)?);
         }
         let planes = normalise(&batch.views, size);
-        Ok(Tensor::from_vec(planes, (b, v, 3, size, size), &self.device)?)
+        Ok(Tensor::from_vec(
+            planes,
+            (b, v, 3, size, size),
+            &self.device,
+        )?)
     }
-}
-
-/// Brings a single batch to the device, as [`Uploader::upload`].
-///
-/// # Errors
-/// As [`Uploader::upload`].
-pub fn upload(batch: &Batch, device: &Device) -> Result<Tensor> {
-    Uploader::new(device)?.upload(batch)
 }
 
 /// Turns interleaved bytes into normalised planes, picture by picture, through a table of the 3 x 256 values.

@@ -130,6 +130,7 @@ pub fn train_from(
     plan.announce(config, &params, &device, start, progress);
 
     let mut log = MetricsLog::open(run_dir, start)?;
+    let mut uploader = device::Uploader::new(&device)?;
     let mut grads = Gradients::new(trainable(&params));
     let mut clock = Clock::start();
     let mut done = start;
@@ -177,7 +178,7 @@ pub fn train_from(
             }
             let batch = clock.waiting(|| loader.next_batch())?;
             loss.keys.extend_from_slice(&batch.keys);
-            let views = device::upload(&batch, &device)?; // [B, V, 3, H, W]
+            let views = uploader.upload(&batch)?; // [B, V, 3, H, W]
             let randomness = randomness(config.seed, &batch);
             let (forward, tape) = tape::record(|| model.forward(&views, &randomness, true))?;
             loss.add(&forward, plan.accum_steps)?;

@@ -30,68 +30,100 @@ pub fn check(gpu: &Device) -> Result<()> {
         let across = mask(batch, heads * n * m)?;
         for drop in [false, true] {
             let (within, across) = (drop.then_some(&within), drop.then_some(&across));
-            failed += run(gpu, &Case {
-                name: format!("self-attention, heads of {heads_of}, dropout {drop}"),
-                arguments: vec![vec![batch, n, 3 * width]],
-                n_activations: 1,
-                op: &|t| ops::self_attention(&t[0], heads, within),
-            })?;
-            failed += run(gpu, &Case {
-                name: format!("cross-attention, heads of {heads_of}, dropout {drop}"),
-                arguments: vec![vec![batch, n, width], vec![batch, m, 2 * width]],
-                n_activations: 2,
-                op: &|t| ops::cross_attention(&t[0], &t[1], heads, across),
-            })?;
+            failed += run(
+                gpu,
+                &Case {
+                    name: format!("self-attention, heads of {heads_of}, dropout {drop}"),
+                    arguments: vec![vec![batch, n, 3 * width]],
+                    n_activations: 1,
+                    op: &|t| ops::self_attention(&t[0], heads, within),
+                },
+            )?;
+            failed += run(
+                gpu,
+                &Case {
+                    name: format!("cross-attention, heads of {heads_of}, dropout {drop}"),
+                    arguments: vec![vec![batch, n, width], vec![batch, m, 2 * width]],
+                    n_activations: 2,
+                    op: &|t| ops::cross_attention(&t[0], &t[1], heads, across),
+                },
+            )?;
         }
     }
     for (rows, width) in [(7, 13), (1000, 384), (513, 768), (100, 3072)] {
         let size = format!("{rows} x {width}");
         let elements = mask(rows, width)?;
-        failed += run(gpu, &Case {
-            name: format!("layer norm, {size}"),
-            arguments: vec![vec![rows, width], vec![width], vec![width]],
-            n_activations: 1,
-            op: &|t| ops::layer_norm(&t[0], &t[1], &t[2], 1e-6),
-        })?;
-        failed += run(gpu, &Case {
-            name: format!("sum and layer norm, {size}"),
-            arguments: vec![vec![rows, width], vec![rows, width], vec![width], vec![width]],
-            n_activations: 2,
-            op: &|t| {
-                let (sum, y) = ops::add_layer_norm(&t[0], &t[1], None, (&t[2], &t[3]), 1e-6)?;
-                Ok((sum + y)?)
+        failed += run(
+            gpu,
+            &Case {
+                name: format!("layer norm, {size}"),
+                arguments: vec![vec![rows, width], vec![width], vec![width]],
+                n_activations: 1,
+                op: &|t| ops::layer_norm(&t[0], &t[1], &t[2], 1e-6),
             },
-        })?;
-        failed += run(gpu, &Case {
-            name: format!("gelu, {size}"),
-            arguments: vec![vec![rows, width]],
-            n_activations: 1,
-            op: &|t| ops::gelu(&t[0]),
-        })?;
-        failed += run(gpu, &Case {
-            name: format!("dropout, {size}"),
-            arguments: vec![vec![rows, width]],
-            n_activations: 1,
-            op: &|t| ops::dropout(&t[0], &elements),
-        })?;
-        failed += run(gpu, &Case {
-            name: format!("sum with a dropped branch, {size}"),
-            arguments: vec![vec![rows, width], vec![rows, width]],
-            n_activations: 2,
-            op: &|t| ops::add(&t[0], &t[1], Some(&elements)),
-        })?;
-        failed += run(gpu, &Case {
-            name: format!("linear, {size} to 96"),
-            arguments: vec![vec![rows, width], vec![96, width], vec![96]],
-            n_activations: 1,
-            op: &|t| ops::linear(&t[0], &t[1], &t[2]),
-        })?;
-        failed += run(gpu, &Case {
-            name: format!("linear of gelu, {size} to 96"),
-            arguments: vec![vec![rows, width], vec![96, width], vec![96]],
-            n_activations: 1,
-            op: &|t| ops::gelu_linear(&t[0], None, &t[1], &t[2]),
-        })?;
+        )?;
+        failed += run(
+            gpu,
+            &Case {
+                name: format!("sum and layer norm, {size}"),
+                arguments: vec![
+                    vec![rows, width],
+                    vec![rows, width],
+                    vec![width],
+                    vec![width],
+                ],
+                n_activations: 2,
+                op: &|t| {
+                    let (sum, y) = ops::add_layer_norm(&t[0], &t[1], None, (&t[2], &t[3]), 1e-6)?;
+                    Ok((sum + y)?)
+                },
+            },
+        )?;
+        failed += run(
+            gpu,
+            &Case {
+                name: format!("gelu, {size}"),
+                arguments: vec![vec![rows, width]],
+                n_activations: 1,
+                op: &|t| ops::gelu(&t[0]),
+            },
+        )?;
+        failed += run(
+            gpu,
+            &Case {
+                name: format!("dropout, {size}"),
+                arguments: vec![vec![rows, width]],
+                n_activations: 1,
+                op: &|t| ops::dropout(&t[0], &elements),
+            },
+        )?;
+        failed += run(
+            gpu,
+            &Case {
+                name: format!("sum with a dropped branch, {size}"),
+                arguments: vec![vec![rows, width], vec![rows, width]],
+                n_activations: 2,
+                op: &|t| ops::add(&t[0], &t[1], Some(&elements)),
+            },
+        )?;
+        failed += run(
+            gpu,
+            &Case {
+                name: format!("linear, {size} to 96"),
+                arguments: vec![vec![rows, width], vec![96, width], vec![96]],
+                n_activations: 1,
+                op: &|t| ops::linear(&t[0], &t[1], &t[2]),
+            },
+        )?;
+        failed += run(
+            gpu,
+            &Case {
+                name: format!("linear of gelu, {size} to 96"),
+                arguments: vec![vec![rows, width], vec![96, width], vec![96]],
+                n_activations: 1,
+                op: &|t| ops::gelu_linear(&t[0], None, &t[1], &t[2]),
+            },
+        )?;
     }
     failed += tokens(gpu)?;
     match failed {
@@ -104,10 +136,15 @@ fn tokens(gpu: &Device) -> Result<usize> {
     let (batch, n, width) = (5, 196, 256);
     let masking = random_masking(&numbers(batch * n, 1), n, 0.9)?;
     let kept = masking.n_kept();
-    let table = |rows: usize| Tensor::from_vec(numbers(rows * width, 2), (1, rows, width), &Device::Cpu);
+    let table =
+        |rows: usize| Tensor::from_vec(numbers(rows * width, 2), (1, rows, width), &Device::Cpu);
     let (positions, all_positions) = (table(1 + kept)?, table(1 + n)?);
     let rows: Vec<u32> = (0..300).map(|i| i * 3 % (batch * n) as u32).collect();
-    let patches = Tensor::from_vec(numbers(batch * n * width, 3), (batch * n, width), &Device::Cpu)?;
+    let patches = Tensor::from_vec(
+        numbers(batch * n * width, 3),
+        (batch * n, width),
+        &Device::Cpu,
+    )?;
     let there = |tensor: &Tensor, like: &Tensor| -> trainer::error::Result<Tensor> {
         let dtype = match like.dtype() {
             DType::F64 => DType::F64,
@@ -157,7 +194,13 @@ fn mask(n_samples: usize, per_sample: usize) -> Result<KeepMask> {
         epoch: 2,
         samples: (0..n_samples as u64).collect(),
     };
-    Ok(KeepMask::draw(&step, Purpose::Dropout, "check", per_sample, 0.1)?)
+    Ok(KeepMask::draw(
+        &step,
+        Purpose::Dropout,
+        "check",
+        per_sample,
+        0.1,
+    )?)
 }
 
 /// Prints a line for each type; returns how many of them are off.
@@ -217,7 +260,9 @@ fn results(op: Op, vars: &[Var]) -> Result<Vec<Vec<f64>>> {
     })?;
     let mut all = vec![values(&y)?];
     for var in vars {
-        let gradient = gradients.get(&var.id()).ok_or("an argument has no gradient")?;
+        let gradient = gradients
+            .get(&var.id())
+            .ok_or("an argument has no gradient")?;
         all.push(values(gradient)?);
     }
     Ok(all)
@@ -231,6 +276,15 @@ fn values(tensor: &Tensor) -> Result<Vec<f64>> {
 /// The largest difference over the largest value; infinite if one is not a number.
 fn relative(got: &[f64], want: &[f64]) -> f64 {
     let size = want.iter().fold(1e-3f64, |size, v| size.max(v.abs()));
-    let gaps = got.iter().zip(want).map(|(got, want)| (got - want).abs() / size);
-    gaps.fold(0.0, |most, gap| if gap.is_nan() { f64::INFINITY } else { most.max(gap) })
+    let gaps = got
+        .iter()
+        .zip(want)
+        .map(|(got, want)| (got - want).abs() / size);
+    gaps.fold(0.0, |most, gap| {
+        if gap.is_nan() {
+            f64::INFINITY
+        } else {
+            most.max(gap)
+        }
+    })
 }

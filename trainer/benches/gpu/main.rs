@@ -51,7 +51,9 @@ impl Arguments {
                         "vit_s16" => EncoderPreset::VitS16,
                         "vit_b16" => EncoderPreset::VitB16,
                         _ => {
-                            return Err(format!("encoder {value}, expected vit_s16 or vit_b16").into());
+                            return Err(
+                                format!("encoder {value}, expected vit_s16 or vit_b16").into()
+                            );
                         }
                     }
                 }
@@ -115,7 +117,8 @@ fn numbers(n: usize, salt: usize) -> Vec<f32> {
         let hashed = (i + 1)
             .wrapping_mul(0x9e37_79b9_7f4a_7c15)
             .wrapping_add(salt.wrapping_mul(0x2545_f491_4f6c_dd1d));
-        let unit = ((hashed ^ (hashed >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 40) as f32 / (1u32 << 24) as f32;
+        let unit = ((hashed ^ (hashed >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 40) as f32
+            / (1u32 << 24) as f32;
         (unit - 0.5) * 3.4
     };
     (0..n).map(number).collect()

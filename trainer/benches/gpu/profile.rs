@@ -60,21 +60,37 @@ pub fn profile(gpu: &Device, arguments: &Arguments) -> Result<()> {
     profile.time("encoder attention", depth, &[x(3 * d)], 1, &|t| {
         ops::self_attention(&t[0], heads, None)
     })?;
-    profile.time("decoder self-attention, dropout", decoder_depth, &[x(3 * dd)], 1, &|t| {
-        ops::self_attention(&t[0], decoder_heads, Some(&weights))
-    })?;
-    profile.time("decoder cross-attention, dropout", decoder_depth, &[x(dd), x(2 * dd)], 2, &|t| {
-        ops::cross_attention(&t[0], &t[1], decoder_heads, Some(&weights))
-    })?;
-    profile.time("encoder layer norm", 2 * depth + 1, &[x(d), vec![d], vec![d]], 1, &|t| {
-        ops::layer_norm(&t[0], &t[1], &t[2], 1e-6)
-    })?;
+    profile.time(
+        "decoder self-attention, dropout",
+        decoder_depth,
+        &[x(3 * dd)],
+        1,
+        &|t| ops::self_attention(&t[0], decoder_heads, Some(&weights)),
+    )?;
+    profile.time(
+        "decoder cross-attention, dropout",
+        decoder_depth,
+        &[x(dd), x(2 * dd)],
+        2,
+        &|t| ops::cross_attention(&t[0], &t[1], decoder_heads, Some(&weights)),
+    )?;
+    profile.time(
+        "encoder layer norm",
+        2 * depth + 1,
+        &[x(d), vec![d], vec![d]],
+        1,
+        &|t| ops::layer_norm(&t[0], &t[1], &t[2], 1e-6),
+    )?;
     profile.time("encoder residual sum", 2 * depth, &[x(d), x(d)], 2, &|t| {
         ops::add(&t[0], &t[1], None)
     })?;
-    profile.time("decoder layer norm", 3 * decoder_depth + 1, &[x(dd), vec![dd], vec![dd]], 1, &|t| {
-        ops::layer_norm(&t[0], &t[1], &t[2], 1e-6)
-    })?;
+    profile.time(
+        "decoder layer norm",
+        3 * decoder_depth + 1,
+        &[x(dd), vec![dd], vec![dd]],
+        1,
+        &|t| ops::layer_norm(&t[0], &t[1], &t[2], 1e-6),
+    )?;
     profile.print();
     Ok(())
 }

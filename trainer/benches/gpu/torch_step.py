@@ -60,7 +60,6 @@ def main():
     seconds = (time.perf_counter() - start) / args.steps
     report = {
         "ms": seconds * 1e3,
-        "pairs_per_s": args.batch / seconds,
         "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
         "loss": loss.item(),
     }

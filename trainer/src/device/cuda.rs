@@ -162,6 +162,8 @@ impl Drop for Slot {
 
 impl std::fmt::Debug for Lane {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Lane").field("next", &self.next).finish_non_exhaustive()
+        f.debug_struct("Lane")
+            .field("next", &self.next)
+            .finish_non_exhaustive()
     }
 }

@@ -44,7 +44,10 @@ macro_rules! on_gpu {
 /// [`Error::Shape`] if the last dimension of `x` is not `in`.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
     expect_width("input of linear", x, weight.dim(1)?)?;
-    on_gpu!(x, cuda::activation::linear(&aligned(x)?, weight, &aligned(bias)?));
+    on_gpu!(
+        x,
+        cuda::activation::linear(&aligned(x)?, weight, &aligned(bias)?)
+    );
     if !is_fused(x) {
         return tape::composed(&[x, weight, bias], |t| plain::linear(&t[0], &t[1], &t[2]));
     }
@@ -67,7 +70,10 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
 /// As [`linear`].
 pub fn linear_in_order(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
     expect_width("input of linear", x, weight.dim(1)?)?;
-    on_gpu!(x, cuda::activation::linear(&aligned(x)?, weight, &aligned(bias)?));
+    on_gpu!(
+        x,
+        cuda::activation::linear(&aligned(x)?, weight, &aligned(bias)?)
+    );
     if !is_fused(x) {
         return tape::composed(&[x, weight, bias], |t| plain::linear(&t[0], &t[1], &t[2]));
     }
@@ -89,7 +95,10 @@ pub fn linear_in_order(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Ten
 /// [`Error::Shape`] if the last dimension of `x` is not the width of `weight`.
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
     expect_width("input of layer norm", x, weight.dim(0)?)?;
-    on_gpu!(x, cuda::norm::layer_norm(&aligned(x)?, &aligned(weight)?, &aligned(bias)?, eps));
+    on_gpu!(
+        x,
+        cuda::norm::layer_norm(&aligned(x)?, &aligned(weight)?, &aligned(bias)?, eps)
+    );
     if !is_fused(x) {
         return tape::composed(&[x, weight, bias], |t| {
             plain::layer_norm(&t[0], &t[1], &t[2], eps)
@@ -168,7 +177,11 @@ pub fn self_attention(qkv: &Tensor, n_heads: usize, drop: Option<&KeepMask>) -> 
     drop.map_or(Ok(()), |mask| expect_mask(batch * n_heads * n * n, mask))?;
     #[cfg(any(feature = "cuda", test))]
     if cuda::takes(qkv) && width / 3 / n_heads <= cuda::attention::MOST_HEAD_ELEMENTS {
-        return Ok(cuda::attention::self_attention(&aligned(qkv)?, n_heads, drop)?);
+        return Ok(cuda::attention::self_attention(
+            &aligned(qkv)?,
+            n_heads,
+            drop,
+        )?);
     }
     if !is_fused(qkv) {
         return tape::composed(&[qkv], |t| plain::self_attention(&t[0], n_heads, drop));
@@ -205,7 +218,12 @@ pub fn cross_attention(
     })?;
     #[cfg(any(feature = "cuda", test))]
     if cuda::takes(q) && width / n_heads <= cuda::attention::MOST_HEAD_ELEMENTS {
-        return Ok(cuda::attention::cross_attention(&aligned(q)?, &aligned(kv)?, n_heads, drop)?);
+        return Ok(cuda::attention::cross_attention(
+            &aligned(q)?,
+            &aligned(kv)?,
+            n_heads,
+            drop,
+        )?);
     }
     if !is_fused(q) {
         return tape::composed(&[q, kv], |t| {
@@ -245,7 +263,10 @@ pub fn gelu_linear(
 ) -> Result<Tensor> {
     expect_width("input of linear", h, weight.dim(1)?)?;
     drop.map_or(Ok(()), |mask| expect_mask(h.elem_count(), mask))?;
-    on_gpu!(h, cuda::activation::gelu_linear(&aligned(h)?, drop, weight, &aligned(bias)?));
+    on_gpu!(
+        h,
+        cuda::activation::gelu_linear(&aligned(h)?, drop, weight, &aligned(bias)?)
+    );
     if !is_fused(h) {
         return tape::composed(&[h, weight, bias], |t| {
             plain::gelu_linear(&t[0], drop, &t[1], &t[2])
@@ -286,7 +307,11 @@ pub fn add(x: &Tensor, branch: &Tensor, drop: Option<&KeepMask>) -> Result<Tenso
     if let Some(mask) = drop
         && cuda::takes(x)
     {
-        return Ok(cuda::random::add_dropped(&aligned(x)?, &aligned(branch)?, mask)?);
+        return Ok(cuda::random::add_dropped(
+            &aligned(x)?,
+            &aligned(branch)?,
+            mask,
+        )?);
     }
     let op = elementwise::AddBranch {
         drop: drop.cloned(),
@@ -326,7 +351,10 @@ pub(crate) fn running_mean(mean: Tensor, values: &Tensor, keep: f64) -> Result<T
 /// # Errors
 /// If the shapes do not fit.
 pub fn class_in_front(tokens: &Tensor, class: &Tensor, positions: &Tensor) -> Result<Tensor> {
-    on_gpu!(tokens, cuda::tokens::class_in_front(&aligned(tokens)?, &aligned(class)?, &aligned(positions)?));
+    on_gpu!(
+        tokens,
+        cuda::tokens::class_in_front(&aligned(tokens)?, &aligned(class)?, &aligned(positions)?)
+    );
     if !is_fused(tokens) {
         return tape::composed(&[tokens, class], |t| {
             plain::class_in_front(&t[0], &t[1], positions)
@@ -356,7 +384,15 @@ pub fn restore(
     positions: &Tensor,
     places: &[u32],
 ) -> Result<Tensor> {
-    on_gpu!(tokens, cuda::tokens::restore(&aligned(tokens)?, &aligned(mask_token)?, &aligned(positions)?, places));
+    on_gpu!(
+        tokens,
+        cuda::tokens::restore(
+            &aligned(tokens)?,
+            &aligned(mask_token)?,
+            &aligned(positions)?,
+            places
+        )
+    );
     if !is_fused(tokens) {
         return tape::composed(&[tokens, mask_token], |t| {
             plain::restore(&t[0], &t[1], positions, places)
@@ -414,7 +450,10 @@ pub fn patch_mse(
             expected: format!("[{}, {width}], of {n_patches} patches", rows.len()),
         });
     }
-    on_gpu!(pred, cuda::loss::patch_mse(&aligned(pred)?, &aligned(patches)?, rows, normalised));
+    on_gpu!(
+        pred,
+        cuda::loss::patch_mse(&aligned(pred)?, &aligned(patches)?, rows, normalised)
+    );
     if !is_fused(pred) {
         return tape::composed(&[pred], |t| {
             plain::patch_mse(&t[0], patches, rows, normalised)

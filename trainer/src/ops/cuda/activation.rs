@@ -24,11 +24,17 @@ pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tenso
     let y = bias_act(&z, Some(bias), Act::None)?;
     drop(z);
     let (saved, matrix, needs_dx) = (x.detach(), weight.detach(), tape::is_tracked(x));
-    node("linear", &[x, weight, bias], y, Keeps::Nothing, move |_, dy| {
-        let (_, dbias) = bias_act_backward(None, None, dy, Act::None, true)?;
-        let (dx, dweight) = product_backward(&saved, &matrix, dy, needs_dx)?;
-        Ok(vec![dx, Some(dweight), dbias])
-    })
+    node(
+        "linear",
+        &[x, weight, bias],
+        y,
+        Keeps::Nothing,
+        move |_, dy| {
+            let (_, dbias) = bias_act_backward(None, None, dy, Act::None, true)?;
+            let (dx, dweight) = product_backward(&saved, &matrix, dy, needs_dx)?;
+            Ok(vec![dx, Some(dweight), dbias])
+        },
+    )
 }
 
 /// `gelu(x Wᵀ + b)`, exact.
@@ -37,14 +43,20 @@ pub(crate) fn linear_gelu(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<
     let y = bias_act(&z, Some(bias), Act::Gelu)?;
     let (saved, matrix, needs_dx) = (x.detach(), weight.detach(), tape::is_tracked(x));
     let offset = bias.detach();
-    node("linear-gelu", &[x, weight, bias], y, Keeps::Nothing, move |_, dy| {
-        let (dz, dbias) = bias_act_backward(Some(&z), Some(&offset), dy, Act::Gelu, true)?;
-        let Some(dz) = dz else {
-            candle_core::bail!("the gradient before GELU was not made")
-        };
-        let (dx, dweight) = product_backward(&saved, &matrix, &dz, needs_dx)?;
-        Ok(vec![dx, Some(dweight), dbias])
-    })
+    node(
+        "linear-gelu",
+        &[x, weight, bias],
+        y,
+        Keeps::Nothing,
+        move |_, dy| {
+            let (dz, dbias) = bias_act_backward(Some(&z), Some(&offset), dy, Act::Gelu, true)?;
+            let Some(dz) = dz else {
+                candle_core::bail!("the gradient before GELU was not made")
+            };
+            let (dx, dweight) = product_backward(&saved, &matrix, &dz, needs_dx)?;
+            Ok(vec![dx, Some(dweight), dbias])
+        },
+    )
 }
 
 /// `x Φ(x)`.
@@ -110,11 +122,7 @@ fn bias_act(x: &Tensor, bias: Option<&Tensor>, act: Act) -> Result<Output> {
     let mut y = Output::like(x)?;
     let (code, rows) = (type_code(x)?, x.elem_count() / width.max(1));
     let launch = Launch::on(x.device())?;
-    let (x, bias, y_out) = (
-        address(x)?,
-        bias.map_or(Ok(none()), address)?,
-        y.address()?,
-    );
+    let (x, bias, y_out) = (address(x)?, bias.map_or(Ok(none()), address)?, y.address()?);
     launch.run("bias and activation", |kernels, stream| {
         // SAFETY: rows x width elements in x and y, width in the bias.
         unsafe {
@@ -145,9 +153,7 @@ fn bias_act_backward(
     let width = dy.dims().last().copied().unwrap_or(1);
     let rows = dy.elem_count() / width.max(1);
     let new = |shape: &[usize]| Output::new(shape, DType::F32, dy.device());
-    let mut dx = (act != Act::None)
-        .then(|| Output::like(dy))
-        .transpose()?;
+    let mut dx = (act != Act::None).then(|| Output::like(dy)).transpose()?;
     let mut sums = match with_bias {
         true => Some((new(&[launch.chunks(rows), width])?, new(&[width])?)),
         false => None,

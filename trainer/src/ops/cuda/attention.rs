@@ -124,11 +124,7 @@ impl Call {
     }
 
     fn statistic(&self, like: &Tensor) -> Result<Output> {
-        Output::new(
-            (self.batch, self.heads, self.n),
-            DType::F32,
-            like.device(),
-        )
+        Output::new((self.batch, self.heads, self.n), DType::F32, like.device())
     }
 }
 
@@ -192,11 +188,22 @@ pub(crate) fn cross_attention(
     let rows = packed_kv(address_mut(q)?, address_mut(kv)?, width, dtype);
     let (y, log_sum) = call.forward(q, &rows)?;
     let (saved_q, saved_kv) = (q.detach(), kv.detach());
-    node("cross-attention", &[q, kv], y, Keeps::Result, move |y, dy| {
-        let (mut dq, mut dkv) = (Output::like(&saved_q)?, Output::like(&saved_kv)?);
-        let rows = packed_kv(address_mut(&saved_q)?, address_mut(&saved_kv)?, width, dtype);
-        let gradients = packed_kv(dq.address()?, dkv.address()?, width, dtype);
-        call.backward(&rows, &gradients, &log_sum, y, dy)?;
-        Ok(vec![Some(dq.into_tensor()), Some(dkv.into_tensor())])
-    })
+    node(
+        "cross-attention",
+        &[q, kv],
+        y,
+        Keeps::Result,
+        move |y, dy| {
+            let (mut dq, mut dkv) = (Output::like(&saved_q)?, Output::like(&saved_kv)?);
+            let rows = packed_kv(
+                address_mut(&saved_q)?,
+                address_mut(&saved_kv)?,
+                width,
+                dtype,
+            );
+            let gradients = packed_kv(dq.address()?, dkv.address()?, width, dtype);
+            call.backward(&rows, &gradients, &log_sum, y, dy)?;
+            Ok(vec![Some(dq.into_tensor()), Some(dkv.into_tensor())])
+        },
+    )
 }

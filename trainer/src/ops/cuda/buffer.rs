@@ -57,7 +57,10 @@ fn unwritten(shape: &Shape, dtype: DType) -> Result<Storage> {
 pub(super) fn address<T>(tensor: &Tensor) -> Result<*const T> {
     let (storage, layout) = tensor.storage_and_layout();
     if !layout.is_contiguous() {
-        bail!("a kernel was given a tensor of strides {:?}", layout.stride());
+        bail!(
+            "a kernel was given a tensor of strides {:?}",
+            layout.stride()
+        );
     }
     let offset = layout.start_offset() * tensor.dtype().size_in_bytes();
     // An address in a GPU's memory is a number here; nothing on this side follows it.

@@ -35,7 +35,9 @@ static EMULATION: OnceLock<Option<Emulation>> = OnceLock::new();
 
 /// The kernels of the emulation; ask [`is_there`] before.
 pub(super) fn kernels() -> &'static Kernels {
-    &emulation().expect("the emulation was found to be there").kernels
+    &emulation()
+        .expect("the emulation was found to be there")
+        .kernels
 }
 
 /// Whether the kernels could be compiled; if there is no compiler, says that `test` is skipped.
@@ -64,7 +66,10 @@ fn build() -> Option<Emulation> {
     let mut sources: Vec<_> = std::fs::read_dir(&folder)
         .unwrap()
         .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|ext| ext == "cu" || ext == "cpp"))
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|ext| ext == "cu" || ext == "cpp")
+        })
         .collect();
     sources.sort();
     let out = tempfile::tempdir().unwrap();
@@ -82,7 +87,10 @@ fn build() -> Option<Emulation> {
         .output()
         .unwrap();
     let messages = String::from_utf8_lossy(&built.stderr);
-    assert!(built.status.success(), "the kernels do not compile: {messages}");
+    assert!(
+        built.status.success(),
+        "the kernels do not compile: {messages}"
+    );
 
     let path = CString::new(library.to_str().unwrap()).unwrap();
     // SAFETY: the library is this project's own and runs nothing when it is loaded; it is never unloaded.

@@ -43,28 +43,38 @@ pub(crate) fn patch_mse(
         }
     })?;
     let saved = pred.detach();
-    node("patch-mse", &[pred], loss, Keeps::Nothing, move |_, dloss| {
-        let mut dpred = Output::like(&saved)?;
-        let (pred_in, target_in, rows_in) = (address(&saved)?, address(&target)?, address(&rows)?);
-        let (dloss, out) = (address(dloss)?, dpred.address()?);
-        Launch::on(saved.device())?.run("reconstruction loss' backward", |kernels, stream| {
-            // SAFETY: as forward.
-            unsafe {
-                (kernels.pairquet_patch_mse_backward)(
-                    code,
-                    pred_in,
-                    target_in,
-                    rows_in,
-                    dloss,
-                    out,
-                    n_rows as i64,
-                    width as i64,
-                    i32::from(normalised),
-                    NORM_PIX_EPS as f32,
-                    stream,
-                )
-            }
-        })?;
-        Ok(vec![Some(dpred.into_tensor())])
-    })
+    node(
+        "patch-mse",
+        &[pred],
+        loss,
+        Keeps::Nothing,
+        move |_, dloss| {
+            let mut dpred = Output::like(&saved)?;
+            let (pred_in, target_in, rows_in) =
+                (address(&saved)?, address(&target)?, address(&rows)?);
+            let (dloss, out) = (address(dloss)?, dpred.address()?);
+            Launch::on(saved.device())?.run(
+                "reconstruction loss' backward",
+                |kernels, stream| {
+                    // SAFETY: as forward.
+                    unsafe {
+                        (kernels.pairquet_patch_mse_backward)(
+                            code,
+                            pred_in,
+                            target_in,
+                            rows_in,
+                            dloss,
+                            out,
+                            n_rows as i64,
+                            width as i64,
+                            i32::from(normalised),
+                            NORM_PIX_EPS as f32,
+                            stream,
+                        )
+                    }
+                },
+            )?;
+            Ok(vec![Some(dpred.into_tensor())])
+        },
+    )
 }

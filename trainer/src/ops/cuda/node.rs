@@ -72,14 +72,20 @@ impl Node {
     fn on_cpu(&self) -> Result<(CpuStorage, Shape)> {
         match self.take()? {
             (Storage::Cpu(storage), shape) => Ok((storage, shape)),
-            _ => bail!("{}: result and arguments are on different devices", self.name),
+            _ => bail!(
+                "{}: result and arguments are on different devices",
+                self.name
+            ),
         }
     }
 
     fn on_cuda(&self) -> Result<(CudaStorage, Shape)> {
         match self.take()? {
             (Storage::Cuda(storage), shape) => Ok((storage, shape)),
-            _ => bail!("{}: result and arguments are on different devices", self.name),
+            _ => bail!(
+                "{}: result and arguments are on different devices",
+                self.name
+            ),
         }
     }
 

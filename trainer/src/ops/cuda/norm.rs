@@ -96,48 +96,54 @@ fn normed(
     statistics: Statistics,
 ) -> Result<Tensor> {
     let (saved, scale) = (x.detach(), weight.detach());
-    node("layer-norm", &[x, weight, bias], y, Keeps::Nothing, move |_, dy| {
-        let launch = Launch::on(dy.device())?;
-        let width = scale.elem_count();
-        let rows = saved.elem_count() / width;
-        let new = |shape: &[usize]| Output::new(shape, DType::F32, dy.device());
-        let mut partial = new(&[launch.chunks(rows), 2, width])?;
-        let (mut dweight, mut dbias) = (new(&[width])?, new(&[width])?);
-        let mut dx = Output::like(&saved)?;
-        let (code, x, dy, weight) = (
-            type_code(&saved)?,
-            address(&saved)?,
-            address(dy)?,
-            address(&scale)?,
-        );
-        let (mean, inverse_std) = (
-            address(&statistics.mean)?,
-            address(&statistics.inverse_std)?,
-        );
-        let (dx_out, partial_out) = (dx.address()?, partial.address()?);
-        let (dweight_out, dbias_out) = (dweight.address()?, dbias.address()?);
-        launch.run("layer norm's backward", |kernels, stream| {
-            // SAFETY: as forward; the scratch has the kernel's number of chunks.
-            unsafe {
-                (kernels.pairquet_layer_norm_backward)(
-                    code,
-                    x,
-                    dy,
-                    weight,
-                    mean,
-                    inverse_std,
-                    dx_out,
-                    partial_out,
-                    dweight_out,
-                    dbias_out,
-                    rows as i64,
-                    width as i64,
-                    stream,
-                )
-            }
-        })?;
-        Ok([dx, dweight, dbias]
-            .map(|output| Some(output.into_tensor()))
-            .into())
-    })
+    node(
+        "layer-norm",
+        &[x, weight, bias],
+        y,
+        Keeps::Nothing,
+        move |_, dy| {
+            let launch = Launch::on(dy.device())?;
+            let width = scale.elem_count();
+            let rows = saved.elem_count() / width;
+            let new = |shape: &[usize]| Output::new(shape, DType::F32, dy.device());
+            let mut partial = new(&[launch.chunks(rows), 2, width])?;
+            let (mut dweight, mut dbias) = (new(&[width])?, new(&[width])?);
+            let mut dx = Output::like(&saved)?;
+            let (code, x, dy, weight) = (
+                type_code(&saved)?,
+                address(&saved)?,
+                address(dy)?,
+                address(&scale)?,
+            );
+            let (mean, inverse_std) = (
+                address(&statistics.mean)?,
+                address(&statistics.inverse_std)?,
+            );
+            let (dx_out, partial_out) = (dx.address()?, partial.address()?);
+            let (dweight_out, dbias_out) = (dweight.address()?, dbias.address()?);
+            launch.run("layer norm's backward", |kernels, stream| {
+                // SAFETY: as forward; the scratch has the kernel's number of chunks.
+                unsafe {
+                    (kernels.pairquet_layer_norm_backward)(
+                        code,
+                        x,
+                        dy,
+                        weight,
+                        mean,
+                        inverse_std,
+                        dx_out,
+                        partial_out,
+                        dweight_out,
+                        dbias_out,
+                        rows as i64,
+                        width as i64,
+                        stream,
+                    )
+                }
+            })?;
+            Ok([dx, dweight, dbias]
+                .map(|output| Some(output.into_tensor()))
+                .into())
+        },
+    )
 }

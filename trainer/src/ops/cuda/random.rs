@@ -50,10 +50,16 @@ pub(crate) fn dropout(x: &Tensor, mask: &KeepMask) -> Result<Tensor> {
 pub(crate) fn add_dropped(x: &Tensor, branch: &Tensor, mask: &KeepMask) -> Result<Tensor> {
     let dropping = Dropping::new(mask, branch)?;
     let y = dropping.apply(branch, Some(x))?;
-    node("add-dropped", &[x, branch], y, Keeps::Nothing, move |_, dy| {
-        let dbranch = dropping.apply(dy, None)?.into_tensor();
-        Ok(vec![Some(dy.clone()), Some(dbranch)])
-    })
+    node(
+        "add-dropped",
+        &[x, branch],
+        y,
+        Keeps::Nothing,
+        move |_, dy| {
+            let dbranch = dropping.apply(dy, None)?.into_tensor();
+            Ok(vec![Some(dy.clone()), Some(dbranch)])
+        },
+    )
 }
 
 /// A mask for tensors of one shape.

@@ -8,9 +8,9 @@ use pipeline::rng::Purpose;
 
 use super::{activation, attention, emulation, loss, norm, optim, random, tokens};
 use crate::masking::StepRandomness;
+use crate::models::{self, ContrastiveConfig, ModelConfig, ModelKind};
 use crate::nn::dropout::KeepMask;
 use crate::nn::init::Init;
-use crate::models::{self, ContrastiveConfig, ModelConfig, ModelKind};
 use crate::nn::params::Params;
 use crate::nn::patch_embed;
 use crate::ops::plain;
@@ -85,7 +85,8 @@ fn compare(what: &str, op: Op, plain: Plain, activations: &[Tensor], params: &[T
             emulation::reverse(reverse);
             let got = run(&|t| op(t).unwrap(), &arguments);
             for (i, (got, want)) in got.iter().zip(&want).enumerate() {
-                let what = format!("{what} in {dtype:?}, reversed {reverse}, result or gradient {i}");
+                let what =
+                    format!("{what} in {dtype:?}, reversed {reverse}, result or gradient {i}");
                 expect_close(&what, got, want, tolerance);
             }
             of_orders.push(got);
@@ -133,7 +134,10 @@ fn layer_norm_after_a_sum_is_the_plain_one() {
                 let y = plain::layer_norm(&sum, &t[2], &t[3], 1e-6)?;
                 Ok(Tensor::cat(&[sum, y], 0)?)
             },
-            &[random("x", &[rows, width]), random("branch", &[rows, width])],
+            &[
+                random("x", &[rows, width]),
+                random("branch", &[rows, width]),
+            ],
             &[random("w", &[width]), random("b", &[width])],
         );
     }
@@ -144,7 +148,13 @@ fn linear_with_and_without_gelu_is_the_plain_one() {
     if !emulation::is_there("linear_with_and_without_gelu_is_the_plain_one") {
         return;
     }
-    for (rows, n_in, n_out) in [(1, 5, 3), (90, 40, 7), (9, 20, 260), (3, 16, 133)] {
+    for (rows, n_in, n_out) in [
+        (1, 5, 3),
+        (90, 40, 7),
+        (9, 20, 260),
+        (3, 16, 133),
+        (1500, 2, 3),
+    ] {
         let what = format!("linear of {rows} x {n_in} to {n_out}");
         let x = [random("x", &[1, rows, n_in])];
         let params = [random("w", &[n_out, n_in]), random("b", &[n_out])];
@@ -255,7 +265,10 @@ fn self_attention_is_the_plain_one() {
         let mask = mask(batch, heads * n * n);
         for drop in [None, Some(&mask)] {
             compare(
-                &format!("self-attention {batch} x {n}, {heads} heads of {d}, dropout {}", drop.is_some()),
+                &format!(
+                    "self-attention {batch} x {n}, {heads} heads of {d}, dropout {}",
+                    drop.is_some()
+                ),
                 &|t| attention::self_attention(&t[0], heads, drop),
                 &|t| plain::self_attention(&t[0], heads, drop),
                 &qkv,
@@ -285,7 +298,10 @@ fn cross_attention_is_the_plain_one() {
         let mask = mask(batch, heads * n * m);
         for drop in [None, Some(&mask)] {
             compare(
-                &format!("cross-attention {batch} x {n} to {m}, {heads} heads of {d}, dropout {}", drop.is_some()),
+                &format!(
+                    "cross-attention {batch} x {n} to {m}, {heads} heads of {d}, dropout {}",
+                    drop.is_some()
+                ),
                 &|t| attention::cross_attention(&t[0], &t[1], heads, drop),
                 &|t| plain::cross_attention(&t[0], &t[1], heads, drop),
                 &arguments,
@@ -304,8 +320,14 @@ fn attention_with_large_scores_is_finite() {
     let qkv = [(random("qkv", &[1, 40, 3 * 16]) * 30.0).unwrap()];
     for dtype in [DType::F32, DType::BF16] {
         let qkv = qkv[0].to_dtype(dtype).unwrap();
-        let got = run(&|t| attention::self_attention(&t[0], 2, None).unwrap(), &[qkv]);
-        assert!(got.iter().flatten().all(|value| value.is_finite()), "{dtype:?}");
+        let got = run(
+            &|t| attention::self_attention(&t[0], 2, None).unwrap(),
+            &[qkv],
+        );
+        assert!(
+            got.iter().flatten().all(|value| value.is_finite()),
+            "{dtype:?}"
+        );
     }
 }
 
@@ -429,7 +451,9 @@ fn the_reconstruction_loss_is_the_plain_one() {
     }
     for (n_rows, width) in [(1, 12), (70, 27), (9, 100)] {
         let patches = (random("patches", &[n_rows + 5, width]) + 2.0).unwrap();
-        let rows: Vec<u32> = (0..n_rows as u32).map(|row| row * 3 % (n_rows as u32 + 5)).collect();
+        let rows: Vec<u32> = (0..n_rows as u32)
+            .map(|row| row * 3 % (n_rows as u32 + 5))
+            .collect();
         let ids = Tensor::new(rows.as_slice(), &Device::Cpu).unwrap();
         for normalised in [false, true] {
             compare(
@@ -488,7 +512,10 @@ fn an_optimizer_step_is_the_hosts() {
     let norm = squares.iter().sum::<f64>().sqrt();
     let factor = max_norm / (norm + 1e-6);
     let got = values(&norms.norm_and_factor);
-    assert!((got[0] / norm - 1.0).abs() < 1e-6 && (got[1] / factor - 1.0).abs() < 1e-6, "{got:?}");
+    assert!(
+        (got[0] / norm - 1.0).abs() < 1e-6 && (got[1] / factor - 1.0).abs() < 1e-6,
+        "{got:?}"
+    );
 
     let entries = || {
         (0..sizes.len()).map(|i| optim::Entry {
@@ -521,7 +548,11 @@ fn an_optimizer_step_is_the_hosts() {
     let old: Vec<Vec<f64>> = means.iter().map(values).collect();
     split.running_mean(means.iter().zip(&weights), 0.9).unwrap();
     for ((mean, old), weight) in means.iter().zip(old).zip(&weights) {
-        let want: Vec<f64> = old.iter().zip(values(weight)).map(|(a, b)| 0.9 * a + 0.1 * b).collect();
+        let want: Vec<f64> = old
+            .iter()
+            .zip(values(weight))
+            .map(|(a, b)| 0.9 * a + 0.1 * b)
+            .collect();
         expect_close("running mean", &values(mean), &want, 1e-6);
     }
 
@@ -531,7 +562,11 @@ fn an_optimizer_step_is_the_hosts() {
     let mut with_nan = given.clone();
     with_nan[0] = Some(&broken);
     let norms = split.norms(&with_nan, None).unwrap();
-    assert!(values(&norms.norm_and_factor).iter().all(|value| value.is_nan()));
+    assert!(
+        values(&norms.norm_and_factor)
+            .iter()
+            .all(|value| value.is_nan())
+    );
     split.adamw(entries(), step, Some(&norms)).unwrap();
     let after: Vec<Vec<f64>> = weights.iter().chain(&m).chain(&v).map(values).collect();
     assert!(all == after, "a gradient of NaN reached the weights");
@@ -549,8 +584,13 @@ fn what_kernels_cannot_take_is_an_error() {
     let message = activation::gelu(&columns).unwrap_err().to_string();
     assert!(message.contains("strides [1, 8]"), "{message}");
     let wide = random("qkv", &[1, 2, 3 * 130]);
-    let message = attention::self_attention(&wide, 1, None).unwrap_err().to_string();
-    assert!(message.contains("attention") && message.contains("error 1"), "{message}");
+    let message = attention::self_attention(&wide, 1, None)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        message.contains("attention") && message.contains("error 1"),
+        "{message}"
+    );
 }
 
 /// A model of a few thousand parameters on views of 32 x 32 with patches of 8.
@@ -615,8 +655,7 @@ fn models_of_kernels_are_the_plain_ones() {
         let config = tiny(kind);
         let (want_loss, want) = step_of(&config, DType::F64, DType::F64);
         for (activations, tolerance) in [(DType::F32, 1e-4), (DType::BF16, 0.15)] {
-            let (loss, got) =
-                emulation::instead(|| step_of(&config, DType::F32, activations));
+            let (loss, got) = emulation::instead(|| step_of(&config, DType::F32, activations));
             assert!(
                 (loss - want_loss).abs() <= 0.1 * tolerance * want_loss,
                 "{kind:?} in {activations:?}: loss {loss}, expected {want_loss}"

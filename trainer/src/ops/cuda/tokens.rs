@@ -108,13 +108,19 @@ pub(crate) fn class_in_front(
         }
     })?;
     let class_shape = class.shape().clone();
-    node("class-in-front", &[tokens, class], y, Keeps::Nothing, move |_, dy| {
-        let dclass = sum_first_rows(dy)?.reshape(&class_shape)?;
-        Ok(vec![
-            Some(dy.narrow(1, 1, kept)?.contiguous()?),
-            Some(dclass),
-        ])
-    })
+    node(
+        "class-in-front",
+        &[tokens, class],
+        y,
+        Keeps::Nothing,
+        move |_, dy| {
+            let dclass = sum_first_rows(dy)?.reshape(&class_shape)?;
+            Ok(vec![
+                Some(dy.narrow(1, 1, kept)?.contiguous()?),
+                Some(dclass),
+            ])
+        },
+    )
 }
 
 /// Over the samples of `[B, 1 + K, D]`, its row 0, in f32.
@@ -178,35 +184,41 @@ pub(crate) fn restore(
     })?;
     let mask_shape = mask_token.shape().clone();
     let like = tokens.detach();
-    node("restore", &[tokens, mask_token], y, Keeps::Nothing, move |_, dy| {
-        let launch = Launch::on(dy.device())?;
-        let new = |shape: &[usize]| Output::new(shape, DType::F32, dy.device());
-        let mut partial = new(&[launch.chunks(batch * (1 + n)), width])?;
-        let (mut dtokens, mut dmask) = (Output::like(&like)?, new(&[width])?);
-        let (code, dy, ids) = (type_code(dy)?, address(dy)?, address(&places)?);
-        let (dtokens_out, partial_out, dmask_out) =
-            (dtokens.address()?, partial.address()?, dmask.address()?);
-        launch.run("restored tokens' backward", |kernels, stream| {
-            // SAFETY: as forward; the scratch has the kernel's number of chunks.
-            unsafe {
-                (kernels.pairquet_restore_backward)(
-                    code,
-                    dy,
-                    ids,
-                    dtokens_out,
-                    partial_out,
-                    dmask_out,
-                    batch as i64,
-                    n as i64,
-                    kept as i64,
-                    width as i64,
-                    stream,
-                )
-            }
-        })?;
-        let dmask = dmask.into_tensor().reshape(&mask_shape)?;
-        Ok(vec![Some(dtokens.into_tensor()), Some(dmask)])
-    })
+    node(
+        "restore",
+        &[tokens, mask_token],
+        y,
+        Keeps::Nothing,
+        move |_, dy| {
+            let launch = Launch::on(dy.device())?;
+            let new = |shape: &[usize]| Output::new(shape, DType::F32, dy.device());
+            let mut partial = new(&[launch.chunks(batch * (1 + n)), width])?;
+            let (mut dtokens, mut dmask) = (Output::like(&like)?, new(&[width])?);
+            let (code, dy, ids) = (type_code(dy)?, address(dy)?, address(&places)?);
+            let (dtokens_out, partial_out, dmask_out) =
+                (dtokens.address()?, partial.address()?, dmask.address()?);
+            launch.run("restored tokens' backward", |kernels, stream| {
+                // SAFETY: as forward; the scratch has the kernel's number of chunks.
+                unsafe {
+                    (kernels.pairquet_restore_backward)(
+                        code,
+                        dy,
+                        ids,
+                        dtokens_out,
+                        partial_out,
+                        dmask_out,
+                        batch as i64,
+                        n as i64,
+                        kept as i64,
+                        width as i64,
+                        stream,
+                    )
+                }
+            })?;
+            let dmask = dmask.into_tensor().reshape(&mask_shape)?;
+            Ok(vec![Some(dtokens.into_tensor()), Some(dmask)])
+        },
+    )
 }
 
 /// Some rows of `x` `[.., D]`, which differ from each other: `[rows, D]`.

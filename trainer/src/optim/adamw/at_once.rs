@@ -2,8 +2,8 @@
 
 use super::AdamW;
 use crate::error::Result;
-use crate::optim::clip::{self, GradNorms};
 use crate::optim::Gradients;
+use crate::optim::clip::{self, GradNorms};
 
 #[cfg(any(feature = "cuda", test))]
 use super::{Coefficients, Moments};
@@ -147,7 +147,10 @@ impl AdamW {
             Some(split) => split,
             None => {
                 let sizes = self.slots.iter().map(|slot| slot.var.elem_count());
-                let device = self.slots.first().map_or(&Device::Cpu, |slot| slot.var.device());
+                let device = self
+                    .slots
+                    .first()
+                    .map_or(&Device::Cpu, |slot| slot.var.device());
                 cuda::optim::Split::new(sizes.collect(), device)?
             }
         };
@@ -176,7 +179,9 @@ mod tests {
             .iter()
             .enumerate()
             .map(|(i, &(rows, columns))| {
-                let values: Vec<f32> = (0..rows * columns).map(|j| ((i + j) as f32).sin()).collect();
+                let values: Vec<f32> = (0..rows * columns)
+                    .map(|j| ((i + j) as f32).sin())
+                    .collect();
                 let var = Var::from_slice(&values, (rows, columns), &Device::Cpu).unwrap();
                 (format!("p{i}"), var)
             })
@@ -189,7 +194,12 @@ mod tests {
         for step in 1..4 {
             let mut grads = Gradients::new(params.clone());
             for (_, var) in &params[..2] {
-                let loss = (var.as_tensor() - 0.3).unwrap().sqr().unwrap().sum_all().unwrap();
+                let loss = (var.as_tensor() - 0.3)
+                    .unwrap()
+                    .sqr()
+                    .unwrap()
+                    .sum_all()
+                    .unwrap();
                 grads.accumulate(loss.backward().unwrap()).unwrap();
             }
             make_step(&mut optim, &grads, step);
@@ -224,9 +234,14 @@ mod tests {
             let host = after_steps(&step);
             for (way, got) in [
                 ("unread", emulation::instead(|| after_steps(&step))),
-                ("read first", emulation::instead(|| after_steps(&read_first))),
+                (
+                    "read first",
+                    emulation::instead(|| after_steps(&read_first)),
+                ),
             ] {
-                let all = |state: &(Vec<Vec<f32>>, Vec<Vec<f32>>)| [state.0.concat(), state.1.concat()].concat();
+                let all = |state: &(Vec<Vec<f32>>, Vec<Vec<f32>>)| {
+                    [state.0.concat(), state.1.concat()].concat()
+                };
                 for (got, want) in all(&got).iter().zip(all(&host)) {
                     assert!((got - want).abs() < 2e-6, "{way}: {got}, expected {want}");
                 }

@@ -2,12 +2,16 @@
 //!
 //! Threads of the CPU device: see [`prepare_process`].
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod process;
 
 pub use candle_core::Device;
 pub use process::{cores, prepare_process};
 
-use candle_core::{DType, Tensor};
+#[cfg(feature = "cuda")]
+use candle_core::DType;
+use candle_core::Tensor;
 use pipeline::loader::Batch;
 use rayon::prelude::*;
 
@@ -92,7 +96,7 @@ fn open_cuda(name: &str, index: usize) -> Result<Device> {
         asked: name.to_string(),
         problem: source.to_string(),
     };
-    Device::new_cuda(index).map_err(refused)
+    cuda::open(index).map_err(refused)
 }
 
 #[cfg(not(feature = "cuda"))]
@@ -104,37 +108,54 @@ fn open_cuda(name: &str, _index: usize) -> Result<Device> {
     })
 }
 
-/// Brings a batch to the device as `[B, V, 3, H, W]` f32, normalised with ImageNet's mean and deviation.
+/// Brings batches to a device as `[B, V, 3, H, W]` f32, normalised with ImageNet's mean and deviation.
 ///
-/// Bytes cross to a GPU as they are, four times fewer than floats, and are normalised there.
-pub fn upload(batch: &Batch, device: &Device) -> Result<Tensor> {
-    let (v, size) = (batch.n_views, batch.size);
-    let b = batch.samples.len();
-    if batch.views.len() != b * v * size * size * 3 {
-        let got = vec![batch.views.len()];
-        return Err(Error::Shape {
-            what: "batch".into(),
-            got,
-            expected: format!("{b} x {v} x {size} x {size} x 3 bytes"),
-        });
+/// Bytes cross to a GPU as they are, four times fewer than floats, and are normalised there. A GPU still computes with
+/// one batch while the next one is on its way.
+#[derive(Debug)]
+pub struct Uploader {
+    device: Device,
+    #[cfg(feature = "cuda")]
+    lane: Option<cuda::Lane>,
+}
+
+impl Uploader {
+    /// # Errors
+    /// If a GPU has no room for another stream.
+    pub fn new(device: &Device) -> Result<Uploader> {
+        Ok(Uploader {
+            #[cfg(feature = "cuda")]
+            lane: match device.is_cuda() {
+                true => Some(cuda::Lane::new(device)?),
+                false => None,
+            },
+            device: device.clone(),
+        })
     }
-    if matches!(device, Device::Cpu) {
-        return Ok(Tensor::from_vec(
-            normalise(&batch.views, size),
+
+    /// # Errors
+    /// [`Error::Shape`] if the batch has not the bytes that its sizes say; if the device is out of memory.
+    pub fn upload(&mut self, batch: &Batch) -> Result<Tensor> {
+        let (b, v, size) = (batch.samples.len(), batch.n_views, batch.size);
+        if batch.views.len() != b * v * size * size * 3 {
+            let got = vec![batch.views.len()];
+            return Err(Error::Shape {
+                what: "batch".into(),
+                got,
+                expected: format!("{b} x {v} x {size} x {size} x 3 bytes"),
+            });
+        }
+        #[cfg(feature = "cuda")]
+        if let Some(lane) = &mut self.lane {
+            return Ok(lane.upload(&batch.views, &[b, v, size, size, 3], DType::F32)?);
+        }
+        let planes = normalise(&batch.views, size);
+        Ok(Tensor::from_vec(
+            planes,
             (b, v, 3, size, size),
-            device,
-        )?);
+            &self.device,
+        )?)
     }
-    let bytes = Tensor::from_slice(&batch.views, (b, v, size, size, 3), device)?;
-    let channels = |values: [f32; 3]| Tensor::new(&values, device)?.reshape((1, 1, 3, 1, 1));
-    let planes = bytes
-        .permute((0, 1, 4, 2, 3))?
-        .contiguous()?
-        .to_dtype(DType::F32)?;
-    let unit = planes.affine(1.0 / 255.0, 0.0)?;
-    Ok(unit
-        .broadcast_sub(&channels(IMAGENET_MEAN)?)?
-        .broadcast_div(&channels(IMAGENET_STD)?)?)
 }
 
 /// Turns interleaved bytes into normalised planes, picture by picture, through a table of the 3 x 256 values.

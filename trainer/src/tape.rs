@@ -92,7 +92,7 @@ fn suspended<T>(f: impl FnOnce() -> Result<T>) -> Result<T> {
 }
 
 /// Puts a piece on the tape whose backward pass gives one gradient (or none) for each of `inputs`.
-fn push(
+pub(crate) fn push(
     output: &Tensor,
     inputs: &[&Tensor],
     shares: bool,

@@ -183,6 +183,7 @@ pub fn train_from(
     let mut log = is_first
         .then(|| MetricsLog::open(run_dir, start))
         .transpose()?;
+    let mut uploader = device::Uploader::new(&device)?;
     let mut grads = Gradients::new(trainable(&params));
     let mut buckets = Buckets::new(ranks, &params);
     let mut bad = BadSamples::default();
@@ -240,7 +241,7 @@ pub fn train_from(
             }
             let batch = clock.waiting(|| loader.next_batch())?;
             loss.keys.extend_from_slice(&batch.keys);
-            let views = device::upload(&batch, &device)?; // [B, V, 3, H, W]
+            let views = uploader.upload(&batch)?; // [B, V, 3, H, W]
             let randomness = randomness(config.seed, &batch);
             let (forward, tape) = tape::record(|| model.forward(&views, &randomness, true))?;
             loss.add(&forward, plan.accum_steps)?;

@@ -197,7 +197,10 @@ fn load(case: &Case, source: &Arc<Album>) -> Tensor {
     let source: Arc<dyn Source> = Arc::clone(source) as _;
     let start = LoaderState::default();
     let mut loader = Loader::from_source(source, &config, 7, Rank::SINGLE, start).unwrap();
-    device::upload(&loader.next_batch().unwrap(), &Device::Cpu).unwrap()
+    device::Uploader::new(&Device::Cpu)
+        .unwrap()
+        .upload(&loader.next_batch().unwrap())
+        .unwrap()
 }
 
 fn step(epoch: u64) -> StepRandomness {

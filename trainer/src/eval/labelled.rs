@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::accuracy::{Hits, rank_of};
 use super::encoder::{CheckpointId, FrozenEncoder};
 use super::results::{DataHash, DataId, Failed};
-use crate::device;
+use crate::device::Uploader;
 use crate::error::{Error, Result};
 use crate::models::Pool;
 
@@ -207,6 +207,7 @@ impl LabelledSet {
         let batch_size = (batch_size as u64).min(n);
         let (n_whole, tail) = (n / batch_size, n % batch_size);
         let mut failed = Vec::new();
+        let mut uploader = Uploader::new(device)?;
         // The loader gives whole batches alone; what does not fill one comes in batches of one.
         for (batch_size, first, n_batches) in [(batch_size, 0, n_whole), (1, n - tail, tail)] {
             if n_batches == 0 {
@@ -239,7 +240,8 @@ impl LabelledSet {
                     .map(|&row| self.label(&batch, row))
                     .collect::<Result<Vec<_>>>()?;
                 if !rows.is_empty() {
-                    see(&pixels(&batch, &rows, device)?, &labels)?;
+                    let pixels = uploader.upload(&batch)?.squeeze(1)?;
+                    see(&chosen(pixels, &rows)?, &labels)?;
                 }
                 loader.recycle(batch);
             }
@@ -306,14 +308,13 @@ impl LabelledSet {
     }
 }
 
-/// Some pictures of a batch of single views, `[B, 3, S, S]`.
-fn pixels(batch: &Batch, rows: &[usize], device: &Device) -> Result<Tensor> {
-    let pixels = device::upload(batch, device)?.squeeze(1)?;
-    if rows.len() == batch.len() {
+/// Some rows of a tensor, without a copy if they are all.
+fn chosen(pixels: Tensor, rows: &[usize]) -> Result<Tensor> {
+    if rows.len() == pixels.dim(0)? {
         return Ok(pixels);
     }
     let rows: Vec<u32> = rows.iter().map(|&row| row as u32).collect();
-    Ok(pixels.index_select(&Tensor::new(rows, device)?, 0)?)
+    Ok(pixels.index_select(&Tensor::new(rows, pixels.device())?, 0)?)
 }
 
 /// The files of both splits.

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::accuracy::{Accuracy, Hits};
 use super::labelled::{LabelledSet, Progress};
 use super::saved::{STATE_FILE, Saved, SavedEpoch};
-use crate::device;
+use crate::device::Uploader;
 use crate::error::{Error, Result};
 use crate::optim::Schedule;
 use crate::train::lock;
@@ -162,6 +162,7 @@ impl Course<'_> {
                 self.accum_steps
             )));
         }
+        let mut uploader = Uploader::new(&self.device)?;
         let save = |place: &Saved, learner: &dyn Learner| place.write(&path, &learner.state()?);
         while n_done(&place) < self.epochs {
             let epoch = n_done(&place);
@@ -180,7 +181,7 @@ impl Course<'_> {
                     let labels = (0..batch.len())
                         .map(|row| train.label(&batch, row))
                         .collect::<Result<Vec<_>>>()?;
-                    let pixels = device::upload(&batch, &self.device)?.squeeze(1)?;
+                    let pixels = uploader.upload(&batch)?.squeeze(1)?;
                     let share = 1.0 / self.accum_steps as f64;
                     let of_batch = learner.learn(&batch, &pixels, &labels, share)?;
                     self.check_finite(of_batch, place.steps + 1, &batch)?;

@@ -10,7 +10,7 @@
 //!
 //! Letters: B batch, N patches, K kept patches, P values of a patch, D width, Z width of the projection.
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 use super::config::{ContrastiveConfig, ModelConfig, Pool, Targets};
 use super::encoder::Encoder;
@@ -152,9 +152,14 @@ impl Contrastive {
     }
 
     fn pool(&self, tokens: &Tensor) -> Result<Tensor> {
-        match self.config.pool {
-            Pool::Cls => Ok(tokens.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?),
-            Pool::Mean => Ok(tokens.narrow(1, 1, tokens.dim(1)? - 1)?.mean(1)?),
+        let pooled = match self.config.pool {
+            Pool::Cls => tokens.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?,
+            Pool::Mean => tokens.narrow(1, 1, tokens.dim(1)? - 1)?.mean(1)?,
+        };
+        // The heads are small, and statistics and similarities of a batch are sums: they stay out of bf16.
+        match pooled.dtype() {
+            DType::BF16 => Ok(pooled.to_dtype(DType::F32)?),
+            _ => Ok(pooled),
         }
     }
 }

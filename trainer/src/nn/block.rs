@@ -54,8 +54,8 @@ impl Block {
         let normed = self.norm1.forward(x)?;
         pass.see(&self.path, "norm1", &normed);
         let drop = pass.drop_path_mask(&self.path, "drop_path1", self.drop_path)?;
-        let x = ops::add(x, &self.attn.forward(&normed)?, drop.as_ref())?;
-        let normed = self.norm2.forward(&x)?;
+        let branch = self.attn.forward(&normed)?;
+        let (x, normed) = self.norm2.forward_sum(x, &branch, drop.as_ref())?;
         pass.see(&self.path, "norm2", &normed);
         let drop = pass.drop_path_mask(&self.path, "drop_path2", self.drop_path)?;
         let x = ops::add(&x, &self.mlp.forward(&normed)?, drop.as_ref())?;

@@ -108,6 +108,14 @@ impl DecoderBlock {
     }
 
     fn feed_forward(&self, x: &Tensor, pass: Pass) -> Result<Tensor> {
+        if let Some(activated) = self.linear1.forward_and_gelu(x)? {
+            let drop = self.drop("dropout", &activated, pass)?;
+            let activated = match drop {
+                Some(mask) => ops::dropout(&activated, &mask)?,
+                None => activated,
+            };
+            return self.linear2.forward(&activated);
+        }
         let hidden = self.linear1.forward(x)?; // [B, N, 2048]
         pass.see(&self.path, "linear1", &hidden);
         let drop = self.drop("dropout", &hidden, pass)?;

@@ -1,6 +1,6 @@
 //! Dropout and stochastic depth, their draws keyed by (seed, epoch, sample, layer).
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use candle_core::Tensor;
 use pipeline::rng::{Purpose, SampleRng};
@@ -11,11 +11,44 @@ use crate::error::{Error, Result};
 use crate::masking::StepRandomness;
 
 /// Which elements survive, and what they are multiplied with.
+///
+/// The draws are made where they are used: on the host at the first [`KeepMask::keep`], on a GPU by a kernel that makes
+/// the same ones.
 #[derive(Debug, Clone)]
 pub struct KeepMask {
-    keep: Arc<Vec<u8>>,
-    per_sample: usize,
-    scale: f32,
+    draws: Arc<Draws>,
+}
+
+/// What a mask is a function of.
+#[derive(Debug)]
+pub(crate) struct Draws {
+    /// The run's seed and the layer in one: a sample's key has no field of its own for the layer.
+    pub seed: u64,
+    pub epoch: u64,
+    pub samples: Vec<u64>,
+    pub purpose: Purpose,
+    pub per_sample: usize,
+    /// An element is dropped if its 16 bits are below.
+    pub threshold: u32,
+    on_host: OnceLock<Vec<u8>>,
+}
+
+impl Draws {
+    fn make(&self) -> Vec<u8> {
+        let mut keep = vec![0u8; self.samples.len() * self.per_sample];
+        keep.par_chunks_mut(self.per_sample.max(1))
+            .zip(&self.samples)
+            .for_each(|(keep, &sample)| {
+                let mut rng = SampleRng::new(self.seed, self.epoch, sample, self.purpose);
+                for four in keep.chunks_mut(4) {
+                    let draw = rng.next_u64();
+                    for (i, keep) in four.iter_mut().enumerate() {
+                        *keep = u8::from((draw >> (16 * i)) & 0xffff >= u64::from(self.threshold));
+                    }
+                }
+            });
+        keep
+    }
 }
 
 impl KeepMask {
@@ -39,37 +72,43 @@ impl KeepMask {
                 "dropout probability is {p}, expected 0 <= p < 1"
             )));
         }
-        let threshold = ((p * 65536.0).round() as u64).min(65535);
-        // The layer goes into the seed: a sample's key has no field of its own for it.
-        let seed = step.seed ^ fnv1a_64(layer);
-        let mut keep = vec![0u8; step.samples.len() * per_sample];
-        keep.par_chunks_mut(per_sample.max(1))
-            .zip(&step.samples)
-            .for_each(|(keep, &sample)| {
-                let mut rng = SampleRng::new(seed, step.epoch, sample, purpose);
-                for four in keep.chunks_mut(4) {
-                    let draw = rng.next_u64();
-                    for (i, keep) in four.iter_mut().enumerate() {
-                        *keep = u8::from((draw >> (16 * i)) & 0xffff >= threshold);
-                    }
-                }
-            });
-        let scale = (65536.0 / (65536 - threshold) as f64) as f32;
         Ok(KeepMask {
-            keep: Arc::new(keep),
-            per_sample,
-            scale,
+            draws: Arc::new(Draws {
+                seed: step.seed ^ fnv1a_64(layer),
+                epoch: step.epoch,
+                samples: step.samples.clone(),
+                purpose,
+                per_sample,
+                threshold: ((p * 65536.0).round() as u32).min(65535),
+                on_host: OnceLock::new(),
+            }),
         })
+    }
+
+    /// What the mask is a function of.
+    #[cfg(any(feature = "cuda", test))]
+    pub(crate) fn draws(&self) -> &Draws {
+        &self.draws
+    }
+
+    /// Number of elements of all samples.
+    pub fn len(&self) -> usize {
+        self.draws.samples.len() * self.draws.per_sample
+    }
+
+    /// Whether there is no element.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     /// 1 for each element that survives, `[B, per_sample]` row-major.
     pub fn keep(&self) -> &[u8] {
-        &self.keep
+        self.draws.on_host.get_or_init(|| self.draws.make())
     }
 
     /// What survivors are multiplied with.
     pub fn scale(&self) -> f32 {
-        self.scale
+        (65536.0 / (65536 - self.draws.threshold) as f64) as f32
     }
 
     /// The factors (0 or the scale) as a constant of `like`'s type, device and first dimension, reshaped to `shape`.
@@ -78,17 +117,17 @@ impl KeepMask {
     /// If `shape` does not have the mask's number of elements.
     pub fn factors(&self, shape: &[usize], like: &Tensor) -> Result<Tensor> {
         let n: usize = shape.iter().product();
-        if n != self.keep.len() {
+        if n != self.len() {
             return Err(Error::Shape {
                 what: "dropout mask".to_owned(),
-                got: vec![self.keep.len() / self.per_sample.max(1), self.per_sample],
+                got: vec![self.draws.samples.len(), self.draws.per_sample],
                 expected: format!("as many elements as {shape:?}"),
             });
         }
         let factors: Vec<f32> = self
-            .keep
+            .keep()
             .iter()
-            .map(|&keep| f32::from(keep) * self.scale)
+            .map(|&keep| f32::from(keep) * self.scale())
             .collect();
         Ok(Tensor::from_vec(factors, shape, like.device())?.to_dtype(like.dtype())?)
     }

@@ -46,4 +46,13 @@ impl Linear {
     pub fn forward_gelu(&self, h: &Tensor, drop: Option<&KeepMask>) -> Result<Tensor> {
         ops::gelu_linear(h, drop, &self.weight, &self.bias)
     }
+
+    /// GELU of this map where that is better done at once, on a GPU; elsewhere `None`, and [`Linear::forward_gelu`] of
+    /// the next map is better.
+    ///
+    /// # Errors
+    /// If the last dimension is not `in`.
+    pub fn forward_and_gelu(&self, x: &Tensor) -> Result<Option<Tensor>> {
+        ops::linear_gelu(x, &self.weight, &self.bias)
+    }
 }

@@ -30,6 +30,9 @@ impl Mlp {
     /// # Errors
     /// If the width is not `D`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.fc2.forward_gelu(&self.fc1.forward(x)?, None)
+        match self.fc1.forward_and_gelu(x)? {
+            Some(activated) => self.fc2.forward(&activated),
+            None => self.fc2.forward_gelu(&self.fc1.forward(x)?, None),
+        }
     }
 }

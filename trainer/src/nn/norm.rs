@@ -2,6 +2,7 @@
 
 use candle_core::{D, Tensor};
 
+use super::dropout::KeepMask;
 use super::init::Init;
 use super::params::Params;
 use crate::distributed::Ranks;
@@ -39,6 +40,20 @@ impl LayerNorm {
     /// If the last dimension is not `width`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         ops::layer_norm(x, &self.weight, &self.bias, LAYER_NORM_EPS)
+    }
+
+    /// The sum `x + branch` and its normalisation; `drop` as [`ops::add`] takes it.
+    ///
+    /// # Errors
+    /// If the shapes differ or their last dimension is not `width`.
+    pub fn forward_sum(
+        &self,
+        x: &Tensor,
+        branch: &Tensor,
+        drop: Option<&KeepMask>,
+    ) -> Result<(Tensor, Tensor)> {
+        let params = (&self.weight, &self.bias);
+        ops::add_layer_norm(x, branch, drop, params, LAYER_NORM_EPS)
     }
 }
 

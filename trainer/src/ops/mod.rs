@@ -1,12 +1,15 @@
 //! The operations that models are made of.
 //!
-//! Each has two forms with the same result: `plain`, a composition of candle's operations for every device and float
-//! type, and a fused one with its own backward for f32 on the CPU, which keeps less in memory and is several times
-//! faster. The tests compare the two, and the fused gradients with finite differences.
+//! Each has several forms with the same result: `plain`, a composition of candle's operations for every device and float
+//! type; a fused one with its own backward for f32 on the CPU, which keeps less in memory and is several times faster;
+//! and kernels for f32 and bf16 on a GPU (`cuda`). The tests compare each with the plain one, and the fused gradients
+//! with finite differences.
 //!
 //! Letters: B batch, N queries, M keys, D width, H heads.
 
 mod attention;
+#[cfg(any(feature = "cuda", test))]
+pub(crate) mod cuda;
 mod elementwise;
 pub(crate) mod kernels;
 mod layer_norm;
@@ -25,12 +28,26 @@ use crate::error::{Error, Result};
 use crate::nn::dropout::KeepMask;
 use crate::tape;
 
+/// Returns what the kernels make, where they take the first tensor.
+macro_rules! on_gpu {
+    ($x:expr, $call:expr) => {
+        #[cfg(any(feature = "cuda", test))]
+        if cuda::takes($x) {
+            return Ok($call?);
+        }
+    };
+}
+
 /// `x Wᵀ + b` over the last dimension: `x` `[.., in]`, `weight` `[out, in]`, `bias` `[out]`.
 ///
 /// # Errors
 /// [`Error::Shape`] if the last dimension of `x` is not `in`.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
     expect_width("input of linear", x, weight.dim(1)?)?;
+    on_gpu!(
+        x,
+        cuda::activation::linear(&aligned(x)?, weight, &aligned(bias)?)
+    );
     if !is_fused(x) {
         return tape::composed(&[x, weight, bias], |t| plain::linear(&t[0], &t[1], &t[2]));
     }
@@ -53,6 +70,10 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
 /// As [`linear`].
 pub fn linear_in_order(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
     expect_width("input of linear", x, weight.dim(1)?)?;
+    on_gpu!(
+        x,
+        cuda::activation::linear(&aligned(x)?, weight, &aligned(bias)?)
+    );
     if !is_fused(x) {
         return tape::composed(&[x, weight, bias], |t| plain::linear(&t[0], &t[1], &t[2]));
     }
@@ -74,6 +95,10 @@ pub fn linear_in_order(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Ten
 /// [`Error::Shape`] if the last dimension of `x` is not the width of `weight`.
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
     expect_width("input of layer norm", x, weight.dim(0)?)?;
+    on_gpu!(
+        x,
+        cuda::norm::layer_norm(&aligned(x)?, &aligned(weight)?, &aligned(bias)?, eps)
+    );
     if !is_fused(x) {
         return tape::composed(&[x, weight, bias], |t| {
             plain::layer_norm(&t[0], &t[1], &t[2], eps)
@@ -88,11 +113,34 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resul
     )
 }
 
+/// A residual sum, as [`add`] makes it, and its normalisation, as [`layer_norm`] makes it.
+///
+/// # Errors
+/// As these two.
+pub fn add_layer_norm(
+    x: &Tensor,
+    branch: &Tensor,
+    drop: Option<&KeepMask>,
+    (weight, bias): (&Tensor, &Tensor),
+    eps: f64,
+) -> Result<(Tensor, Tensor)> {
+    #[cfg(any(feature = "cuda", test))]
+    if drop.is_none() && cuda::takes(x) && x.dims() == branch.dims() {
+        expect_width("input of layer norm", x, weight.dim(0)?)?;
+        let (x, branch) = (aligned(x)?, aligned(branch)?);
+        return cuda::norm::add_layer_norm(&x, &branch, &aligned(weight)?, &aligned(bias)?, eps);
+    }
+    let sum = add(x, branch, drop)?;
+    let normed = layer_norm(&sum, weight, bias, eps)?;
+    Ok((sum, normed))
+}
+
 /// The exact Gaussian error linear unit, `x Φ(x)`.
 ///
 /// # Errors
 /// If the device is out of memory.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
+    on_gpu!(x, cuda::activation::gelu(&aligned(x)?));
     if !is_fused(x) {
         return tape::composed(&[x], |t| plain::gelu(&t[0]));
     }
@@ -105,6 +153,7 @@ pub fn gelu(x: &Tensor) -> Result<Tensor> {
 /// [`Error::Shape`] if the mask has another number of elements.
 pub fn dropout(x: &Tensor, mask: &KeepMask) -> Result<Tensor> {
     expect_mask(x.elem_count(), mask)?;
+    on_gpu!(x, cuda::random::dropout(&aligned(x)?, mask));
     if !is_fused(x) {
         return tape::composed(&[x], |t| plain::dropout(&t[0], mask));
     }
@@ -126,6 +175,14 @@ pub fn self_attention(qkv: &Tensor, n_heads: usize, drop: Option<&KeepMask>) -> 
         });
     }
     drop.map_or(Ok(()), |mask| expect_mask(batch * n_heads * n * n, mask))?;
+    #[cfg(any(feature = "cuda", test))]
+    if cuda::takes(qkv) && width / 3 / n_heads <= cuda::attention::MOST_HEAD_ELEMENTS {
+        return Ok(cuda::attention::self_attention(
+            &aligned(qkv)?,
+            n_heads,
+            drop,
+        )?);
+    }
     if !is_fused(qkv) {
         return tape::composed(&[qkv], |t| plain::self_attention(&t[0], n_heads, drop));
     }
@@ -159,6 +216,15 @@ pub fn cross_attention(
     drop.map_or(Ok(()), |mask| {
         expect_mask(batch * n_heads * n * kv.dim(D::Minus2)?, mask)
     })?;
+    #[cfg(any(feature = "cuda", test))]
+    if cuda::takes(q) && width / n_heads <= cuda::attention::MOST_HEAD_ELEMENTS {
+        return Ok(cuda::attention::cross_attention(
+            &aligned(q)?,
+            &aligned(kv)?,
+            n_heads,
+            drop,
+        )?);
+    }
     if !is_fused(q) {
         return tape::composed(&[q, kv], |t| {
             plain::cross_attention(&t[0], &t[1], n_heads, drop)
@@ -169,6 +235,20 @@ pub fn cross_attention(
         drop: drop.cloned(),
     };
     tape::apply2(&contiguous(q)?, &contiguous(kv)?, op)
+}
+
+/// `gelu` of [`linear`] where that is better done at once; `None` where [`gelu_linear`] of the linear map is better.
+///
+/// # Errors
+/// As [`linear`].
+pub(crate) fn linear_gelu(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Option<Tensor>> {
+    expect_width("input of linear", x, weight.dim(1)?)?;
+    expect_width("bias of linear", bias, weight.dim(0)?)?;
+    on_gpu!(
+        x,
+        cuda::activation::linear_gelu(&aligned(x)?, weight, &aligned(bias)?).map(Some)
+    );
+    Ok(None)
 }
 
 /// The linear map of `gelu(h)`, whose elements `drop` drops: `h` `[.., in]`, `weight` `[out, in]`, `bias` `[out]`.
@@ -183,6 +263,10 @@ pub fn gelu_linear(
 ) -> Result<Tensor> {
     expect_width("input of linear", h, weight.dim(1)?)?;
     drop.map_or(Ok(()), |mask| expect_mask(h.elem_count(), mask))?;
+    on_gpu!(
+        h,
+        cuda::activation::gelu_linear(&aligned(h)?, drop, weight, &aligned(bias)?)
+    );
     if !is_fused(h) {
         return tape::composed(&[h, weight, bias], |t| {
             plain::gelu_linear(&t[0], drop, &t[1], &t[2])
@@ -212,12 +296,22 @@ pub fn add(x: &Tensor, branch: &Tensor, drop: Option<&KeepMask>) -> Result<Tenso
         });
     }
     if let Some(mask) = drop
-        && mask.keep().len() != x.dim(0)?
+        && mask.len() != x.dim(0)?
     {
         expect_mask(x.elem_count(), mask)?;
     }
     if drop.is_none() && !tape::is_recording() {
         return Ok((x + branch)?);
+    }
+    #[cfg(any(feature = "cuda", test))]
+    if let Some(mask) = drop
+        && cuda::takes(x)
+    {
+        return Ok(cuda::random::add_dropped(
+            &aligned(x)?,
+            &aligned(branch)?,
+            mask,
+        )?);
     }
     let op = elementwise::AddBranch {
         drop: drop.cloned(),
@@ -257,6 +351,10 @@ pub(crate) fn running_mean(mean: Tensor, values: &Tensor, keep: f64) -> Result<T
 /// # Errors
 /// If the shapes do not fit.
 pub fn class_in_front(tokens: &Tensor, class: &Tensor, positions: &Tensor) -> Result<Tensor> {
+    on_gpu!(
+        tokens,
+        cuda::tokens::class_in_front(&aligned(tokens)?, &aligned(class)?, &aligned(positions)?)
+    );
     if !is_fused(tokens) {
         return tape::composed(&[tokens, class], |t| {
             plain::class_in_front(&t[0], &t[1], positions)
@@ -286,6 +384,15 @@ pub fn restore(
     positions: &Tensor,
     places: &[u32],
 ) -> Result<Tensor> {
+    on_gpu!(
+        tokens,
+        cuda::tokens::restore(
+            &aligned(tokens)?,
+            &aligned(mask_token)?,
+            &aligned(positions)?,
+            places
+        )
+    );
     if !is_fused(tokens) {
         return tape::composed(&[tokens, mask_token], |t| {
             plain::restore(&t[0], &t[1], positions, places)
@@ -312,6 +419,7 @@ pub fn select_rows(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
             expected: format!("more than {row} rows"),
         });
     }
+    on_gpu!(x, cuda::tokens::select_rows(&aligned(x)?, rows));
     if !is_fused(x) {
         return tape::composed(&[x], |t| plain::select_rows(&t[0], rows));
     }
@@ -342,6 +450,10 @@ pub fn patch_mse(
             expected: format!("[{}, {width}], of {n_patches} patches", rows.len()),
         });
     }
+    on_gpu!(
+        pred,
+        cuda::loss::patch_mse(&aligned(pred)?, &aligned(patches)?, rows, normalised)
+    );
     if !is_fused(pred) {
         return tape::composed(&[pred], |t| {
             plain::patch_mse(&t[0], patches, rows, normalised)
@@ -357,6 +469,7 @@ pub fn patch_mse(
 /// Cuts images `[B, 3, H, W]`, which take no gradient, into `[B, N, P]`: patches in raster order, values in (row, column,
 /// channel) order; H and W are multiples of `patch_size`. `None` where there is no own form for them.
 pub(crate) fn patchify(images: &Tensor, patch_size: usize) -> Result<Option<Tensor>> {
+    on_gpu!(images, cuda::tokens::patchify(images, patch_size).map(Some));
     if !is_fused(images) || tape::is_tracked(images) || images.stride().last() != Some(&1) {
         return Ok(None);
     }
@@ -371,6 +484,16 @@ fn contiguous(x: &Tensor) -> Result<Tensor> {
         return Ok(x.clone());
     }
     tape::composed(&[x], |t| Ok(t[0].contiguous()?))
+}
+
+/// The same elements without gaps, from an address that kernels can read four at a time.
+#[cfg(any(feature = "cuda", test))]
+fn aligned(x: &Tensor) -> Result<Tensor> {
+    let x = contiguous(x)?;
+    match x.layout().start_offset().is_multiple_of(4) {
+        true => Ok(x),
+        false => tape::composed(&[&x], |t| Ok(t[0].copy()?)),
+    }
 }
 
 /// Whether the fused form exists for this tensor.
@@ -390,12 +513,12 @@ fn expect_width(what: &str, x: &Tensor, width: usize) -> Result<()> {
 }
 
 fn expect_mask(n_elements: usize, mask: &KeepMask) -> Result<()> {
-    if mask.keep().len() == n_elements {
+    if mask.len() == n_elements {
         return Ok(());
     }
     Err(Error::Shape {
         what: "dropout mask".to_owned(),
-        got: vec![mask.keep().len()],
+        got: vec![mask.len()],
         expected: format!("{n_elements} elements"),
     })
 }

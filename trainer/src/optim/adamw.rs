@@ -1,10 +1,14 @@
 //! AdamW with parameter groups and a state that can be saved by name.
 //!
 //! candle's own has neither, and is many small passes over memory. Here the CPU path is one fused pass
-//! over the raw slices, and the device path is tensor operations. Moments are f32.
+//! over the raw slices, and a GPU's is one launch for all parameters. Moments are f32.
 //!
 //! Source: Loshchilov and Hutter, "Decoupled weight decay regularization"; `torch.optim.AdamW` for the
 //! order of the arithmetic, which is followed operation by operation.
+
+mod at_once;
+
+pub use at_once::UnreadNorms;
 
 use std::sync::Mutex;
 
@@ -13,6 +17,8 @@ use rayon::prelude::*;
 
 use super::{Gradients, ParamGroup};
 use crate::error::{Error, Result};
+#[cfg(any(feature = "cuda", test))]
+use crate::ops::cuda;
 use crate::ops::kernels;
 use crate::ops::storage::{slice, slice_mut};
 
@@ -37,6 +43,9 @@ pub struct AdamW {
     options: AdamWOptions,
     steps: u64,
     slots: Vec<Slot>,
+    /// How the parameters are split over a launch, once that is known.
+    #[cfg(any(feature = "cuda", test))]
+    split: Option<cuda::optim::Split>,
 }
 
 /// One parameter with its moments.
@@ -91,6 +100,8 @@ impl AdamW {
             options,
             steps: 0,
             slots,
+            #[cfg(any(feature = "cuda", test))]
+            split: None,
         })
     }
 
@@ -102,6 +113,11 @@ impl AdamW {
     /// As [`AdamW::step`] with every gradient multiplied with `factor`, which costs no pass of its own over memory:
     /// what [`super::clip::factor`] gives.
     pub fn step_scaled(&mut self, grads: &Gradients, factor: f64, lr: f64) -> Result<()> {
+        #[cfg(any(feature = "cuda", test))]
+        if self.is_at_once() {
+            let given = self.gradients_of_slots(grads)?;
+            return self.update_at_once(&given, factor, None, lr);
+        }
         self.steps += 1;
         let by_name: std::collections::HashMap<&str, &Tensor> = grads
             .iter()
@@ -197,7 +213,7 @@ impl Coefficients {
 
 impl Moments {
     fn zeros(var: &Var) -> Result<Self> {
-        if matches!(var.device(), Device::Cpu) {
+        if is_on_host(var) {
             let zeros = || vec![0.0; var.elem_count()];
             return Ok(Self::Host {
                 exp_avg: zeros(),
@@ -211,7 +227,7 @@ impl Moments {
     }
 
     fn from_tensors(exp_avg: Tensor, exp_avg_sq: Tensor) -> Result<Self> {
-        if matches!(exp_avg.device(), Device::Cpu) {
+        if is_on_host(&exp_avg) {
             let values = |tensor: Tensor| tensor.flatten_all()?.to_vec1::<f32>();
             return Ok(Self::Host {
                 exp_avg: values(exp_avg)?,
@@ -269,6 +285,15 @@ impl Moments {
             }
         }
     }
+}
+
+/// Whether moments are plain buffers beside this tensor.
+fn is_on_host(tensor: &Tensor) -> bool {
+    #[cfg(test)]
+    if cuda::takes(tensor) {
+        return false;
+    }
+    tensor.device().is_cpu()
 }
 
 /// Decay, moments and update of one parameter in one pass over memory.

@@ -11,12 +11,17 @@ use candle_core::{Tensor, Var};
 use crate::error::{Error, Result};
 use crate::nn::params::Params;
 use crate::ops;
+#[cfg(any(feature = "cuda", test))]
+use crate::ops::cuda;
 
 /// The mean of every trained parameter; all others are carried along as they are, so that it is a whole model.
 #[derive(Debug)]
 pub struct Ema {
     decay: f64,
     slots: Vec<Slot>,
+    /// How the means are split over a launch, once that is known.
+    #[cfg(any(feature = "cuda", test))]
+    split: Option<cuda::optim::Split>,
 }
 
 #[derive(Debug)]
@@ -45,11 +50,17 @@ impl Ema {
         Ok(Self {
             decay,
             slots: params.iter().map(slot).collect::<Result<_>>()?,
+            #[cfg(any(feature = "cuda", test))]
+            split: None,
         })
     }
 
     /// Takes in the parameters as an optimizer step left them.
     pub fn update(&mut self) -> Result<()> {
+        #[cfg(any(feature = "cuda", test))]
+        if self.slots.iter().all(|slot| cuda::takes(&slot.var)) {
+            return self.update_at_once();
+        }
         for slot in &mut self.slots {
             if let Some(mean) = &mut slot.mean {
                 let weights = slot.var.as_detached_tensor();
@@ -57,6 +68,25 @@ impl Ema {
             }
         }
         Ok(())
+    }
+
+    /// All means in one launch, in place.
+    #[cfg(any(feature = "cuda", test))]
+    fn update_at_once(&mut self) -> Result<()> {
+        let pair = |slot: &'_ Slot| Some((slot.mean.clone()?, slot.var.as_detached_tensor()));
+        let pairs: Vec<(Tensor, Tensor)> = self.slots.iter().filter_map(pair).collect();
+        let Some((first, _)) = pairs.first() else {
+            return Ok(());
+        };
+        let split = match self.split.take() {
+            Some(split) => split,
+            None => {
+                let sizes = pairs.iter().map(|(mean, _)| mean.elem_count());
+                cuda::optim::Split::new(sizes.collect(), first.device())?
+            }
+        };
+        let pairs = pairs.iter().map(|(mean, weights)| (mean, weights));
+        Ok(self.split.insert(split).running_mean(pairs, self.decay)?)
     }
 
     /// The mean of every trained parameter, and all others as they are now, by name, in the model's order. They share
@@ -136,6 +166,21 @@ mod tests {
         let weights = params.get("w").unwrap().var.to_vec1::<f32>().unwrap();
         assert_eq!(weights, [4.0, -8.0]);
         assert_eq!(ema.tensors()[1].1.to_vec1::<f32>().unwrap(), [7.0]);
+    }
+
+    #[test]
+    fn all_means_at_once_are_the_same() {
+        use crate::ops::cuda::emulation;
+        if !emulation::is_there("all_means_at_once_are_the_same") {
+            return;
+        }
+        let params = params();
+        let mut ema = Ema::new(&params, 0.75).unwrap();
+        for (weights, expected) in [([4.0, -8.0], [1.0, -2.0]), ([4.0, -8.0], [1.75, -3.5])] {
+            set(&params, weights);
+            emulation::instead(|| ema.update()).unwrap();
+            assert_eq!(mean(&ema), expected);
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ pub mod lars;
 pub mod param_groups;
 pub mod schedule;
 
-pub use adamw::{AdamW, AdamWOptions};
+pub use adamw::{AdamW, AdamWOptions, UnreadNorms};
 pub use ema::Ema;
 pub use gradients::Gradients;
 pub use lars::Lars;

@@ -392,6 +392,7 @@ mod tests {
     use pipeline::loader::{Pictures, Sample};
 
     use super::*;
+    use crate::device::{IMAGENET_MEAN, IMAGENET_STD};
 
     /// Grey pictures, some of them broken, with labels or without.
     struct Made {
@@ -464,7 +465,7 @@ mod tests {
                 assert_eq!(x.dims(), [y.len(), 3, 8, 8]);
                 let reds = x.flatten_from(1)?.to_vec2::<f32>()?;
                 let grey = |row: &Vec<f32>| {
-                    let unit = row[0] * device::IMAGENET_STD[0] + device::IMAGENET_MEAN[0];
+                    let unit = row[0] * IMAGENET_STD[0] + IMAGENET_MEAN[0];
                     (unit * 255.0).round() as u8
                 };
                 seen.extend(reds.iter().map(grey).zip(y.iter().copied()));

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod davis_metrics;
+mod davis_vits16;
 mod models;
 mod propagation;
 mod support;

@@ -345,7 +345,7 @@ fn moments(tensor: &Tensor) -> (f64, f64) {
 }
 
 /// The weights that the manifest's rules give, checked against its probes.
-fn fill(params: &Params, meta: &Value, report: &mut Report) -> HashMap<String, Tensor> {
+pub fn fill(params: &Params, meta: &Value, report: &mut Report) -> HashMap<String, Tensor> {
     let salt = meta["salt"].as_str().unwrap();
     let mut filled = HashMap::new();
     for (name, rule) in meta["fill_rules"].as_object().unwrap() {

@@ -2,16 +2,18 @@
 """Pairs a second of one rank with one thread, of two such ranks over MPI, and of one process with two threads.
 
     cargo build --release --features mpi
-    trainer/benches/ranks.py [--rounds 5] [--steps 4] [--batch 16] [--size 224] [--program target/release/pairquet]
+    trainer/benches/ranks.py [--rounds 5] [--steps 4] [--batch 16] [--program target/release/pairquet]
 
 CropMAE ViT-S/16 on made pictures; the three are timed in turn. A run's first step is left out, a figure is the median over its other
-steps, a ratio the median of the rounds' ratios. Needs mpirun and nothing but Python's own library.
+steps, a ratio the median of the rounds' ratios. CPU seconds are those of whole runs, all ranks and their start included: on a busy
+machine, where two processes are given more of the cores than one, they tell what the rates do not. Needs mpirun and nothing but Python's own library.
 """
 
 import argparse
 import json
 import os
 import pathlib
+import resource
 import statistics
 import subprocess
 import tempfile
@@ -25,7 +27,6 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--batch", type=int, default=16, help="over all ranks")
-    parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--program", default=ROOT / "target/release/pairquet")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -34,22 +35,29 @@ def main():
                        check=True, stdout=subprocess.DEVNULL)
         rounds = []
         for number in range(options.rounds):
-            rates = {}
+            rates, seconds = {}, {}
             for name, n_ranks, threads in [(ONE, 1, 1), (TWO, 2, 1), (THREADS, 1, 2)]:
                 out = folder / f"run-{number}-{n_ranks}-{threads}"
+                before = cpu_s()
                 rates[name] = rate(options, folder, out, n_ranks, threads)
+                seconds[name] = cpu_s() - before
             rounds.append(rates)
-            print("  ".join(f"{name}: {value:.2f} pairs/s" for name, value in rates.items()), flush=True)
+            print("  ".join(f"{name}: {rates[name]:.2f} pairs/s, {seconds[name]:.1f} CPU s" for name in rates), flush=True)
     for name in (TWO, THREADS):
         ratios = [rates[name] / rates[ONE] for rates in rounds]
         print(f"{name} / {ONE}: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
 
 
+def cpu_s():
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def rate(options, folder, out, n_ranks, threads):
     """Pairs a second after the first step."""
     values = {
-        "data.path": folder / "demo/shards/images", "data.batch_size": options.batch, "data.size": options.size,
-        "data.threads": 1, "device": "cpu", "optim.max_steps": options.steps + 1, "run.log_every": 1,
+        "data.path": folder / "demo/shards/images", "data.batch_size": options.batch, "data.threads": 1, "device": "cpu",
+        "optim.max_steps": options.steps + 1, "run.log_every": 1,
         "run.pictures_every": 0,
     }
     command = [options.program, "train", ROOT / "configs/train/cropmae_vits16_in1k.toml", "--quiet", "--out", out]

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, CudaView, ValidAsZeroBits};
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaSlice, CudaStream, CudaView, DeviceRepr, ValidAsZeroBits,
+};
 use candle_core::cuda_backend::cudarc::nccl::result::NcclError;
 use candle_core::cuda_backend::cudarc::nccl::safe::{Comm, Id, NcclType, ReduceOp};
 use candle_core::cuda_backend::{CudaDType, WrapErr};
@@ -63,7 +65,7 @@ impl Nccl {
     }
 
     /// Runs one operation on `values` with room for `n_out` values, and waits for it.
-    fn run<T: NcclType + CudaDType + ValidAsZeroBits>(
+    fn run<T: NcclType + CudaDType + DeviceRepr + ValidAsZeroBits>(
         &self,
         what: &'static str,
         values: &Tensor,

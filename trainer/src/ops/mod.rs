@@ -25,6 +25,8 @@ use crate::error::{Error, Result};
 use crate::nn::dropout::KeepMask;
 use crate::tape;
 
+pub use matmul::{Precision, precision, with_precision};
+
 /// `x Wᵀ + b` over the last dimension: `x` `[.., in]`, `weight` `[out, in]`, `bias` `[out]`.
 ///
 /// # Errors
@@ -37,6 +39,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
     let op = linear::Linear {
         needs_dx: tape::is_tracked(x),
         in_order: false,
+        precision: precision(),
     };
     tape::apply3(
         &contiguous(x)?,
@@ -59,6 +62,7 @@ pub fn linear_in_order(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Ten
     let op = linear::Linear {
         needs_dx: tape::is_tracked(x),
         in_order: true,
+        precision: precision(),
     };
     tape::apply3(
         &contiguous(x)?,
@@ -132,6 +136,7 @@ pub fn self_attention(qkv: &Tensor, n_heads: usize, drop: Option<&KeepMask>) -> 
     let op = attention::SelfAttention {
         heads: n_heads,
         drop: drop.cloned(),
+        precision: precision(),
     };
     tape::apply1(&contiguous(qkv)?, op)
 }
@@ -167,6 +172,7 @@ pub fn cross_attention(
     let op = attention::CrossAttention {
         heads: n_heads,
         drop: drop.cloned(),
+        precision: precision(),
     };
     tape::apply2(&contiguous(q)?, &contiguous(kv)?, op)
 }
@@ -190,6 +196,7 @@ pub fn gelu_linear(
     }
     let op = linear::GeluLinear {
         drop: drop.cloned(),
+        precision: precision(),
     };
     tape::apply3(
         &contiguous(h)?,

@@ -12,6 +12,8 @@
 #![allow(unsafe_code)] // Kernels compiled for processor features over raw pointers; `run` checks all sizes before.
 
 use std::cell::{Cell, RefCell};
+#[cfg(target_arch = "x86_64")]
+use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -465,34 +467,62 @@ impl Source<'_> {
         } else if self.lane_stride == 1 {
             for (step, out) in out.chunks_exact_mut(LANES).enumerate() {
                 let i = step * E::INNER;
-                let first = &self.data[i * self.inner_stride..][..self.lanes];
-                if E::INNER == 1 || i + 1 == self.len {
-                    for (out, &first) in out.iter_mut().zip(first) {
-                        *out = E::of(first, 0.0);
-                    }
-                } else {
-                    let second = &self.data[(i + 1) * self.inner_stride..][..self.lanes];
+                let first = &self.data[i * self.inner_stride..];
+                let has_second = E::INNER == 2 && i + 1 < self.len;
+                let second = &self.data[(i + usize::from(has_second)) * self.inner_stride..];
+                let of =
+                    |first: f32, second: f32| E::of(first, if has_second { second } else { 0.0 });
+                // Of known length where all lanes are there, so that a copy is no call.
+                if self.lanes == LANES
+                    && let (Some(first), Some(second), Some(out)) = (
+                        first.first_chunk::<LANES>(),
+                        second.first_chunk::<LANES>(),
+                        out.first_chunk_mut::<LANES>(),
+                    )
+                {
                     for (out, (&first, &second)) in out.iter_mut().zip(first.iter().zip(second)) {
-                        *out = E::of(first, second);
+                        *out = of(first, second);
                     }
+                    continue;
+                }
+                let values = first[..self.lanes].iter().zip(&second[..self.lanes]);
+                for (out, (&first, &second)) in out.iter_mut().zip(values) {
+                    *out = of(first, second);
                 }
             }
         } else {
-            // A few steps at a time, so that what is written stays in the first-level cache.
-            const AT_ONCE: usize = 32;
-            for begin in (0..steps).step_by(AT_ONCE) {
-                let end = steps.min(begin + AT_ONCE);
-                for lane in 0..self.lanes {
-                    let value =
-                        |i: usize| self.data[lane * self.lane_stride + i * self.inner_stride];
-                    for step in begin..end {
-                        let i = step * E::INNER;
-                        let second = match E::INNER == 1 || i + 1 == self.len {
-                            true => 0.0,
-                            false => value(i + 1),
-                        };
-                        out[step * LANES + lane] = E::of(value(i), second);
+            // Blocks of 8 x 8 are turned over in registers; then what is left at both ends, one by one.
+            const SIDE: usize = 8;
+            let (whole_steps, whole_lanes) = match self.inner_stride {
+                1 => (self.len / E::INNER / SIDE * SIDE, self.lanes / SIDE * SIDE),
+                _ => (0, 0),
+            };
+            for step in (0..whole_steps).step_by(SIDE) {
+                for lane in (0..whole_lanes).step_by(SIDE) {
+                    let mut block = [[0u32; SIDE]; SIDE];
+                    for i in 0..SIDE {
+                        let start = (lane + i) * self.lane_stride + step * E::INNER;
+                        let values =
+                            self.data[start..start + SIDE * E::INNER].chunks_exact(E::INNER);
+                        for (row, values) in block.iter_mut().zip(values) {
+                            row[i] = E::of(values[0], values[E::INNER - 1]);
+                        }
                     }
+                    for (i, row) in block.iter().enumerate() {
+                        out[(step + i) * LANES + lane..][..SIDE].copy_from_slice(row);
+                    }
+                }
+            }
+            for lane in 0..self.lanes {
+                let value = |i: usize| self.data[lane * self.lane_stride + i * self.inner_stride];
+                let first = if lane < whole_lanes { whole_steps } else { 0 };
+                for step in first..steps {
+                    let i = step * E::INNER;
+                    let second = match E::INNER == 1 || i + 1 == self.len {
+                        true => 0.0,
+                        false => value(i + 1),
+                    };
+                    out[step * LANES + lane] = E::of(value(i), second);
                 }
             }
         }
@@ -529,10 +559,20 @@ impl Job<'_> {
                         steps,
                         panel,
                     };
-                    let mut sums = [[0f32; TILE_COLUMNS]; TILE_ROWS];
-                    tile.multiply::<E>(self.level, &mut sums);
-                    let sums = &sums[..TILE_ROWS.min(n_rows - row)];
-                    self.store(i == 0, sums, column, &mut out[row * self.row_stride..]);
+                    let target = Target {
+                        out: &mut out[row * self.row_stride + column..],
+                        row_stride: self.row_stride,
+                        height: TILE_ROWS.min(n_rows - row),
+                        width: TILE_COLUMNS.min(self.n - column),
+                        factor: self.factor,
+                        start: match (i, self.start) {
+                            (0, Start::Zero) => None,
+                            (0, Start::Bias(bias)) => Some(&bias[column..]),
+                            (_, _) => None,
+                        },
+                        adds: i > 0,
+                    };
+                    tile.multiply::<E>(self.level, target);
                 }
             }
         }
@@ -597,26 +637,37 @@ impl Job<'_> {
             step_stride: TILE_ROWS,
         }
     }
+}
 
-    fn store(&self, is_first: bool, sums: &[[f32; TILE_COLUMNS]], column: usize, out: &mut [f32]) {
-        let width = TILE_COLUMNS.min(self.n - column);
-        for (row, sums) in sums.iter().enumerate() {
-            let out = &mut out[row * self.row_stride + column..][..width];
-            match (is_first, self.start) {
-                (true, Start::Zero) => {
-                    for (out, sum) in out.iter_mut().zip(sums) {
-                        *out = self.factor * sum;
-                    }
+/// Where the sums of a tile go.
+struct Target<'a> {
+    out: &'a mut [f32],
+    row_stride: usize,
+    height: usize,
+    width: usize,
+    factor: f32,
+    /// A bias to begin with.
+    start: Option<&'a [f32]>,
+    /// Whether the sums are added to what is there.
+    adds: bool,
+}
+
+impl Target<'_> {
+    #[inline(always)]
+    fn store(self, sums: &Sums) {
+        for (row, sums) in sums.iter().enumerate().take(self.height) {
+            let out = &mut self.out[row * self.row_stride..][..self.width];
+            if self.adds {
+                for (out, sum) in out.iter_mut().zip(sums) {
+                    *out += self.factor * sum;
                 }
-                (true, Start::Bias(bias)) => {
-                    for (out, (sum, bias)) in out.iter_mut().zip(sums.iter().zip(&bias[column..])) {
-                        *out = self.factor * sum + bias;
-                    }
+            } else if let Some(bias) = self.start {
+                for (out, (sum, bias)) in out.iter_mut().zip(sums.iter().zip(bias)) {
+                    *out = self.factor * sum + bias;
                 }
-                (false, _) => {
-                    for (out, sum) in out.iter_mut().zip(sums) {
-                        *out += self.factor * sum;
-                    }
+            } else {
+                for (out, sum) in out.iter_mut().zip(sums) {
+                    *out = self.factor * sum;
                 }
             }
         }
@@ -642,9 +693,9 @@ struct Tile<'a> {
 type Sums = [[f32; TILE_COLUMNS]; TILE_ROWS];
 
 impl Tile<'_> {
-    fn multiply<E: Element>(&self, level: Level, sums: &mut Sums) {
+    fn multiply<E: Element>(&self, level: Level, target: Target) {
         if self.steps == 0 {
-            return;
+            return target.store(&[[0.0; TILE_COLUMNS]; TILE_ROWS]);
         }
         let last = (TILE_ROWS - 1) * self.row_stride + (self.steps - 1) * self.step_stride;
         assert!(
@@ -655,18 +706,18 @@ impl Tile<'_> {
         match level {
             // SAFETY: this level is given only to processors with these features, pairs only to those with bf16; all
             // reads are below the lengths that were just checked.
-            Level::Avx512 { .. } if E::INNER == 2 => return unsafe { self.pairs_avx512(sums) },
+            Level::Avx512 { .. } if E::INNER == 2 => return unsafe { self.pairs_avx512(target) },
             // SAFETY: as above.
-            Level::Avx512 { .. } => return unsafe { self.avx512(sums) },
+            Level::Avx512 { .. } => return unsafe { self.avx512(target) },
             // SAFETY: as above.
-            Level::Avx2 => return unsafe { self.avx2(sums) },
+            Level::Avx2 => return unsafe { self.avx2(target) },
             Level::Plain => {}
         }
         let _ = level;
         // A processor of this family without AVX2 has no fused multiply-add, which would be a function call.
         match cfg!(target_arch = "x86_64") {
-            true => self.parts::<4, 8>(sums, |a, b, sum| sum + a * b),
-            false => self.parts::<4, 8>(sums, f32::mul_add),
+            true => self.parts::<4, 8>(target, |a, b, sum| sum + a * b),
+            false => self.parts::<4, 8>(target, f32::mul_add),
         }
     }
 
@@ -674,9 +725,10 @@ impl Tile<'_> {
     #[inline(always)]
     fn parts<const R: usize, const C: usize>(
         &self,
-        sums: &mut Sums,
+        target: Target,
         add: impl Fn(f32, f32, f32) -> f32,
     ) {
+        let mut sums = [[0f32; TILE_COLUMNS]; TILE_ROWS];
         for row in (0..TILE_ROWS).step_by(R) {
             for column in (0..TILE_COLUMNS).step_by(C) {
                 let mut part = [[0f32; C]; R];
@@ -695,19 +747,20 @@ impl Tile<'_> {
                 }
             }
         }
+        target.store(&sums);
     }
 
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma")]
-    fn avx2(&self, sums: &mut Sums) {
-        self.parts::<6, 16>(sums, f32::mul_add);
+    fn avx2(&self, target: Target) {
+        self.parts::<6, 16>(target, f32::mul_add);
     }
 
     /// # Safety
     /// The factors must be as long as [`Tile::multiply`] checks.
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f")]
-    unsafe fn avx512(&self, sums: &mut Sums) {
+    unsafe fn avx512(&self, target: Target) {
         use std::arch::x86_64::{
             _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
         };
@@ -728,10 +781,15 @@ impl Tile<'_> {
                     lanes[1] = _mm512_fmadd_ps(left, right[1], lanes[1]);
                 }
             }
-            for (sums, lanes) in sums.iter_mut().zip(&lanes) {
-                _mm512_storeu_ps(sums.as_mut_ptr(), lanes[0]);
-                _mm512_storeu_ps(sums.as_mut_ptr().add(16), lanes[1]);
+            let mut sums = MaybeUninit::<Sums>::uninit();
+            let rows: *mut [f32; TILE_COLUMNS] = sums.as_mut_ptr().cast();
+            for (row, lanes) in lanes.iter().enumerate() {
+                let sums: *mut f32 = rows.add(row).cast();
+                _mm512_storeu_ps(sums, lanes[0]);
+                _mm512_storeu_ps(sums.add(16), lanes[1]);
             }
+            // SAFETY: all 12 rows were just written.
+            target.store(sums.assume_init_ref());
         }
     }
 
@@ -739,7 +797,7 @@ impl Tile<'_> {
     /// As [`Tile::avx512`].
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f,avx512bf16")]
-    unsafe fn pairs_avx512(&self, sums: &mut Sums) {
+    unsafe fn pairs_avx512(&self, target: Target) {
         use std::arch::x86_64::{
             __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_loadu_si512, _mm512_set1_epi32,
             _mm512_setzero_ps, _mm512_storeu_ps,
@@ -770,10 +828,15 @@ impl Tile<'_> {
                     lanes[1] = _mm512_dpbf16_ps(lanes[1], left, right[1]);
                 }
             }
-            for (sums, lanes) in sums.iter_mut().zip(&lanes) {
-                _mm512_storeu_ps(sums.as_mut_ptr(), lanes[0]);
-                _mm512_storeu_ps(sums.as_mut_ptr().add(16), lanes[1]);
+            let mut sums = MaybeUninit::<Sums>::uninit();
+            let rows: *mut [f32; TILE_COLUMNS] = sums.as_mut_ptr().cast();
+            for (row, lanes) in lanes.iter().enumerate() {
+                let sums: *mut f32 = rows.add(row).cast();
+                _mm512_storeu_ps(sums, lanes[0]);
+                _mm512_storeu_ps(sums.add(16), lanes[1]);
             }
+            // SAFETY: all 12 rows were just written.
+            target.store(sums.assume_init_ref());
         }
     }
 }

@@ -306,8 +306,9 @@ pub fn checkpointed(
             .flat_map(|piece| piece.params.clone()),
     );
     drop(tape);
+    let precision = ops::precision();
     let backward = move |dy: &Tensor| {
-        let (y, tape) = record_from(&tracked, || f(&inputs))?;
+        let (y, tape) = ops::with_precision(precision, || record_from(&tracked, || f(&inputs)))?;
         let mut gradients = Vec::new();
         let rest = tape.run(&y, dy.clone(), &mut |id, gradient| {
             gradients.push((id, gradient));
@@ -401,5 +402,87 @@ impl CustomOp1 for Seed {
 
     fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor) -> candle_core::Result<Option<Tensor>> {
         Ok(Some(self.dy.clone()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::error::Error;
+
+    fn var(values: &[f32]) -> Var {
+        Var::new(values, &Device::Cpu).unwrap()
+    }
+
+    fn product(x: &Tensor, w: &Var) -> Result<Tensor> {
+        composed(&[x, w], |t| Ok((&t[0] * &t[1])?))
+    }
+
+    fn values(gradient: &Tensor) -> Vec<f32> {
+        gradient.to_vec1().unwrap()
+    }
+
+    #[test]
+    fn a_parameter_is_ready_once_when_its_last_use_is_in() {
+        let (shared, late, idle) = (var(&[2.0, 3.0]), var(&[5.0, 7.0]), var(&[1.0, 1.0]));
+        let x = Tensor::new(&[1f32, 1.0], &Device::Cpu).unwrap();
+        let (y, tape) = record(|| {
+            let once = product(&x, &shared)?;
+            product(&once, &idle)?; // nothing comes of it
+            let twice = product(&once, &shared)?;
+            let y = product(&twice, &late)?;
+            ops::add(&y, &once, None)
+        })
+        .unwrap();
+        assert_eq!(values(&y), [22.0, 66.0]);
+        let mut given = Vec::new();
+        tape.backward(&y, 2.0, &mut |id, gradient| {
+            given.push((id, values(&gradient)));
+            Ok(())
+        })
+        .unwrap();
+        // y = s^2 l + s, so dy/dl = s^2 and dy/ds = 2 s l + 1, each times 2.
+        assert_eq!(given[0], (late.id(), vec![8.0, 18.0]));
+        assert_eq!(given[1], (shared.id(), vec![42.0, 86.0]));
+        assert_eq!(given.len(), 2, "idle has no gradient");
+    }
+
+    #[test]
+    fn pieces_are_dropped_on_the_way() {
+        let (early, late) = (var(&[2.0]), var(&[3.0]));
+        let held = Arc::new(());
+        let (y, tape) = record(|| {
+            let x = product(&Tensor::new(&[1f32], &Device::Cpu)?, &early)?;
+            let (late, held) = (late.clone(), held.clone());
+            checkpointed(&[&x], move |t| {
+                let _held = &held;
+                product(&t[0], &late)
+            })
+        })
+        .unwrap();
+        assert_eq!(Arc::strong_count(&held), 2);
+        let mut left = Vec::new();
+        tape.backward(&y, 1.0, &mut |id, gradient| {
+            left.push((id, values(&gradient), Arc::strong_count(&held)));
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(
+            left,
+            [(late.id(), vec![2.0], 1), (early.id(), vec![3.0], 1)]
+        );
+    }
+
+    #[test]
+    fn errors_end_the_recording_and_the_way_back() {
+        let failed = record(|| -> Result<()> { Err(Error::Config("wrong".to_owned())) });
+        assert!(failed.is_err() && !is_recording());
+        let w = var(&[2.0]);
+        let x = Tensor::new(&[1f32], &Device::Cpu).unwrap();
+        let (y, tape) = record(|| product(&x, &w)).unwrap();
+        let stopped = tape.backward(&y, 1.0, &mut |_, _| Err(Error::Config("stop".to_owned())));
+        assert!(stopped.unwrap_err().to_string().contains("stop"));
     }
 }

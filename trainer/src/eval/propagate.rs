@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use super::frames::first_largest;
 use super::sampling::Size;
 use crate::error::{Error, Result};
-use crate::ops::matmul::{Threads, View, ViewMut, multiply};
+use crate::ops::matmul::{Manner, Precision, Start, Threads, View, ViewMut, multiply};
 
 /// How labels travel. Defaults are the reference's settings for DAVIS.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -437,9 +437,11 @@ impl Propagator {
                     data: similarities,
                     row_stride: keys.len(),
                 },
-                1.0,
-                false,
-                Threads::One,
+                Start::Zero,
+                Manner {
+                    threads: Threads::One,
+                    ..Manner::of(Precision::F32)
+                },
             );
             for ((i, best), row) in best
                 .iter_mut()

@@ -126,6 +126,7 @@ impl Gradients {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tape;
     use candle_core::Device;
 
     #[test]
@@ -144,5 +145,30 @@ mod tests {
         assert!(grads.get("b").is_none());
         grads.clear();
         assert!(grads.get("a").is_none());
+    }
+
+    #[test]
+    fn a_tapes_gradients_add_up_and_are_told_of() {
+        let var = Var::new(&[1f32, 2.0], &Device::Cpu).unwrap();
+        let mut grads = Gradients::new([("a".to_string(), var.clone())]);
+        let mut told = Vec::new();
+        for _ in 0..2 {
+            let forward = || tape::composed(&[var.as_tensor()], |t| Ok(t[0].sqr()?.sum_all()?));
+            let (loss, tape) = tape::record(forward).unwrap();
+            let mut on_ready = |name: &str, sum: &Tensor| {
+                told.push((name.to_string(), sum.to_vec1::<f32>().unwrap()));
+                Ok(())
+            };
+            grads.backward(tape, &loss, 0.5, &mut on_ready).unwrap();
+        }
+        let told_of = |sum: [f32; 2]| ("a".to_string(), sum.to_vec());
+        assert_eq!(told, [told_of([1.0, 2.0]), told_of([2.0, 4.0])]);
+        grads.set("a", var.ones_like().unwrap()).unwrap();
+        assert_eq!(grads.get("a").unwrap().to_vec1::<f32>().unwrap(), [1.0; 2]);
+        assert!(matches!(
+            grads.set("a", Tensor::new(1f32, &Device::Cpu).unwrap()),
+            Err(Error::Shape { .. })
+        ));
+        assert!(grads.set("b", var.ones_like().unwrap()).is_err());
     }
 }

@@ -54,6 +54,18 @@ pub fn describe(device: &Device) -> String {
     }
 }
 
+/// The most memory held at one time: by tensors on a GPU, by the whole process otherwise. `None` where that is not known.
+pub fn peak_memory_bytes(device: &Device) -> Option<u64> {
+    #[cfg(feature = "cuda")]
+    if device.is_cuda() {
+        return cuda::peak_memory_bytes(device).ok();
+    }
+    match device {
+        Device::Cpu => pipeline::process::peak_memory_bytes(),
+        _ => None,
+    }
+}
+
 #[derive(Debug, PartialEq)]
 enum Wanted {
     Cpu,

@@ -17,7 +17,6 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor, Var};
 use pipeline::loader::{Batch, Loader, LoaderState, Rank};
-use pipeline::process;
 
 use crate::checkpoint::{Checkpoints, Found, Keep, State};
 use crate::config::{TrainConfig, differences};
@@ -282,7 +281,7 @@ pub fn train_from(
         last_loss: losses.last_mean(),
         pairs_per_s: clock.session().pairs_per_s(),
         data_wait_pct: clock.session().data_wait_pct(),
-        peak_memory_bytes: process::peak_memory_bytes(),
+        peak_memory_bytes: device::peak_memory_bytes(&device),
         bad_samples: loader
             .stats()
             .bad

@@ -5,7 +5,7 @@ use std::time::Instant;
 use bytes::BytesMut;
 use candle_core::{DType, Device, Tensor};
 use pipeline::loader::Batch;
-use trainer::device::Uploader;
+use trainer::device::{Uploader, peak_memory_bytes};
 use trainer::masking::{StepRandomness, n_kept};
 use trainer::models::{ModelConfig, Sizes, build};
 use trainer::nn::params::Params;
@@ -72,13 +72,14 @@ pub fn step(gpu: &Device, arguments: &Arguments) -> Result<()> {
         *ms = start.elapsed().as_secs_f64() / arguments.steps as f64 * 1e3;
     }
     let tflop = flops_of_a_pair(&config.sizes())? * arguments.batch as f64 / 1e12;
+    let peak_bytes = peak_memory_bytes(gpu).ok_or("the GPU's memory is not known")?;
     let report = serde_json::json!({
         "encoder": format!("{:?}", arguments.encoder),
         "batch": arguments.batch,
         "ms": ms[0],
         "ms_unread": ms[1],
         "tflop": tflop,
-        "peak_gib": peak_gib(gpu)?,
+        "peak_gib": peak_bytes as f64 / f64::from(1 << 30),
         "loss": ends.0,
         "grad_norm": ends.1,
     });
@@ -146,15 +147,4 @@ pub fn peak(gpu: &Device) -> Result<()> {
     let tflops = 2.0 * (SIDE as f64).powi(3) / seconds / 1e12;
     println!("{}", serde_json::json!({ "peak_tflops": tflops }));
     Ok(())
-}
-
-#[cfg(feature = "cuda")]
-fn peak_gib(gpu: &Device) -> Result<f64> {
-    let bytes = trainer::device::cuda::peak_memory_bytes(gpu)?;
-    Ok(bytes as f64 / f64::from(1 << 30))
-}
-
-#[cfg(not(feature = "cuda"))]
-fn peak_gib(_gpu: &Device) -> Result<f64> {
-    Err("no GPU's memory without the feature `cuda`".into())
 }

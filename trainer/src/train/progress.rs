@@ -64,7 +64,7 @@ pub struct Summary {
     pub pairs_per_s: f64,
     /// Share of that time spent waiting for data, in percent.
     pub data_wait_pct: f64,
-    /// Most memory that the process ever held, in bytes; absent where the system does not tell.
+    /// Most memory held at one time, in bytes: by tensors on a GPU, by the process on a CPU. Absent where that is not known.
     pub peak_memory_bytes: Option<u64>,
     /// Samples that were replaced in this session, each with its reason.
     pub bad_samples: Vec<String>,

@@ -14,6 +14,7 @@ use trainer::device;
 use trainer::masking::StepRandomness;
 use trainer::models::{ModelConfig, build};
 use trainer::nn::params::Params;
+use trainer::ops::{Precision, with_precision};
 use trainer::optim::{AdamW, AdamWOptions, Gradients, clip, param_groups};
 use trainer::tape;
 
@@ -21,6 +22,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     device::prepare_process();
     let mut config = ModelConfig::default();
     let mut batch = 8;
+    let mut precision = Precision::F32;
     let mut arguments = std::env::args()
         .skip(1)
         .filter(|argument| argument != "--bench");
@@ -33,9 +35,16 @@ fn main() -> Result<(), Box<dyn Error>> {
         match argument.as_str() {
             "--batch" => batch = value()?.parse()?,
             "--dropout" => config.decoder_dropout = value()?.parse()?,
+            "--precision" => {
+                precision = match value()?.as_str() {
+                    "f32" => Precision::F32,
+                    "bf16" => Precision::Bf16,
+                    other => return Err(format!("precision {other}, expected f32 or bf16").into()),
+                }
+            }
             "--checkpoint" => config.checkpoint_blocks = true,
             other => {
-                let expected = "expected --batch, --dropout or --checkpoint";
+                let expected = "expected --batch, --dropout, --precision or --checkpoint";
                 return Err(format!("argument {other}, {expected}").into());
             }
         }
@@ -69,7 +78,9 @@ fn main() -> Result<(), Box<dyn Error>> {
             samples: (0..batch as u64).collect(),
         };
         grads.clear();
-        let (forward, tape) = tape::record(|| model.forward(&views, &randomness, true))?;
+        let (forward, tape) = with_precision(precision, || {
+            tape::record(|| model.forward(&views, &randomness, true))
+        })?;
         let loss = forward.loss.to_scalar::<f32>()?;
         grads.backward(tape, &forward.loss, 1.0, &mut |_, _| Ok(()))?;
         let norms = clip::norms(&grads)?;

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::device;
 use crate::error::{Error, Result};
 use crate::models::{ModelConfig, ModelKind};
+use crate::ops::Precision;
 use crate::optim::schedule::{LrOrder, Schedule, scaled_lr, warmup_epochs};
 
 /// Most that a count of a configuration may be, so that no product of two of them overflows.
@@ -32,6 +33,10 @@ pub struct TrainConfig {
     pub seed: u64,
     /// `"cpu"`, `"cuda"`, `"cuda:N"`, or `"auto"`: a GPU if there is one that this program can use.
     pub device: String,
+    /// What the factors of matrix products and attention are rounded to: `"f32"` (not at all), or `"bf16"` for mixed
+    /// precision. Weights, activations, sums, normalisation, the loss and the optimizer are f32 in both, and as a bf16 has
+    /// the range of an f32, nothing has to be scaled. Papers: mixed precision with 16-bit floats.
+    pub precision: Precision,
     /// The published run that this one follows; where it departs from it, a warning says so at the start.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub paper: Option<Paper>,
@@ -55,6 +60,7 @@ impl Default for TrainConfig {
             name: "run".to_string(),
             seed: 42,
             device: "auto".to_string(),
+            precision: Precision::F32,
             paper: None,
             init: None,
             data: DataConfig::default(),

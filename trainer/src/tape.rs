@@ -306,8 +306,9 @@ pub fn checkpointed(
             .flat_map(|piece| piece.params.clone()),
     );
     drop(tape);
+    let precision = ops::precision();
     let backward = move |dy: &Tensor| {
-        let (y, tape) = record_from(&tracked, || f(&inputs))?;
+        let (y, tape) = ops::with_precision(precision, || record_from(&tracked, || f(&inputs)))?;
         let mut gradients = Vec::new();
         let rest = tape.run(&y, dy.clone(), &mut |id, gradient| {
             gradients.push((id, gradient));

@@ -28,6 +28,7 @@ use crate::masking::StepRandomness;
 use crate::metrics::{self, MetricsLine, MetricsLog, curves};
 use crate::models::{self, Pretrain};
 use crate::nn::params::Params;
+use crate::ops;
 use crate::optim::{AdamW, AdamWOptions, Ema, Gradients, clip, param_groups};
 use crate::pictures::Reconstructions;
 use crate::tape;
@@ -179,7 +180,9 @@ pub fn train_from(
             loss.keys.extend_from_slice(&batch.keys);
             let views = uploader.upload(&batch)?; // [B, V, 3, H, W]
             let randomness = randomness(config.seed, &batch);
-            let (forward, tape) = tape::record(|| model.forward(&views, &randomness, true))?;
+            let (forward, tape) = ops::with_precision(config.precision, || {
+                tape::record(|| model.forward(&views, &randomness, true))
+            })?;
             loss.add(&forward, plan.accum_steps)?;
             watch::check_loss(step, &loss, run_dir, &checkpoints)?; // before the update; names the step and its samples
             let share = 1.0 / plan.accum_steps as f64;

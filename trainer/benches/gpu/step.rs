@@ -9,6 +9,7 @@ use trainer::device::{Uploader, peak_memory_bytes};
 use trainer::masking::{StepRandomness, n_kept};
 use trainer::models::{ModelConfig, Sizes, build};
 use trainer::nn::params::Params;
+use trainer::ops::{Precision, with_precision};
 use trainer::optim::{AdamW, AdamWOptions, Gradients, clip, param_groups};
 use trainer::tape;
 
@@ -23,7 +24,7 @@ const WARM_UP: usize = 3;
 /// Prints one line: the times, and what they make of the GPU.
 pub fn step(gpu: &Device, arguments: &Arguments) -> Result<()> {
     let config = arguments.model();
-    let mut params = Params::new(0, DType::F32, gpu).with_activations(DType::BF16);
+    let mut params = Params::new(0, DType::F32, gpu);
     let model = build(&config, &mut params)?;
     let trainable: Vec<_> = params
         .iter_trainable()
@@ -55,7 +56,8 @@ pub fn step(gpu: &Device, arguments: &Arguments) -> Result<()> {
                 samples: batch.samples.clone(),
             };
             grads.clear();
-            let (forward, tape) = tape::record(|| model.forward(&views, &randomness, true))?;
+            let forward = || tape::record(|| model.forward(&views, &randomness, true));
+            let (forward, tape) = with_precision(Precision::Bf16, forward)?;
             if reads {
                 ends.0 = f64::from(forward.loss.to_scalar::<f32>()?);
             }

@@ -1,9 +1,12 @@
 //! What every method must do: train each of its parameters, learn one batch, and treat each sample alone.
 
+use std::collections::HashMap;
+
 use candle_core::{DType, Device, Tensor};
 
 use super::*;
 use crate::nn::params::Param;
+use crate::ops::{Precision, with_precision};
 use crate::optim::Gradients;
 use crate::optim::clip::ZERO_BY_NATURE;
 use crate::tape;
@@ -303,6 +306,48 @@ fn one_batch_is_learned() {
         }
         let (first, last) = (losses[0], *losses.last().unwrap());
         assert!(last < 0.3 * first, "{name}: from {first} to {last}");
+    }
+}
+
+/// Mixed precision learns the same: its curve is nearer to f32's than that of another draw of masks and dropout.
+#[test]
+fn the_loss_falls_alike_in_bf16() {
+    for kind in [ModelKind::Siamese, ModelKind::Mae, ModelKind::MultiView] {
+        let config = tiny(kind);
+        let views = views(4, config.n_views(), DType::F32);
+        // Means of ten steps each.
+        let curve = |precision: Precision, first_epoch: u64| -> Vec<f64> {
+            let mut params = Params::new(2, DType::F32, &Device::Cpu);
+            let model = build(&config, &mut params).unwrap();
+            let zeros = |p: &Param| p.var.zeros_like().unwrap();
+            let trainable = params.iter_trainable();
+            let mut moments: Vec<_> = trainable.map(|p| (zeros(p), zeros(p))).collect();
+            let mut losses = Vec::new();
+            for i in 1..=60 {
+                let step = step(4, first_epoch + i as u64);
+                let (loss, given) =
+                    with_precision(precision, || taped(model.as_ref(), &params, &views, &step));
+                let given: HashMap<String, Tensor> = given.into_iter().collect();
+                for (param, (m, v)) in params.iter_trainable().zip(&mut moments) {
+                    adam(param, &given[&param.name], m, v, i);
+                }
+                losses.push(scalar(&loss));
+            }
+            let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
+            losses.chunks(10).map(mean).collect()
+        };
+        let (exact, mixed) = (curve(Precision::F32, 0), curve(Precision::Bf16, 0));
+        let other_draw = curve(Precision::F32, 1000);
+        let gap = |a: &[f64], b: &[f64]| -> f64 {
+            a.iter().zip(b).map(|(a, b)| (a - b).abs()).sum::<f64>() / a.len() as f64
+        };
+        let (of_rounding, of_draws) = (gap(&exact, &mixed), gap(&exact, &other_draw));
+        assert!(of_rounding > 0.0, "{kind:?}: nothing was rounded");
+        assert!(
+            of_rounding < of_draws,
+            "{kind:?}: {of_rounding} by rounding, {of_draws} by another draw"
+        );
+        assert!(mixed[5] < 0.8 * mixed[0], "{kind:?} learns: {mixed:?}");
     }
 }
 

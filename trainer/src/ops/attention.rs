@@ -6,7 +6,7 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tenso
 use rayon::prelude::*;
 
 use super::kernels;
-use super::matmul::{Threads, View, ViewMut, multiply};
+use super::matmul::{Manner, Precision, Start, Threads, View, ViewMut, multiply};
 use super::storage::{slice, tensor_like, with_slice};
 use crate::nn::dropout::KeepMask;
 
@@ -54,9 +54,19 @@ struct Sample<'a> {
     k: Packed<'a>,
     v: Packed<'a>,
     drop: Option<(&'a [u8], f32)>,
+    precision: Precision,
 }
 
 impl Sample<'_> {
+    /// On this thread; the threads have samples of their own.
+    fn manner(&self, factor: f32) -> Manner {
+        Manner {
+            factor,
+            threads: Threads::One,
+            ..Manner::of(self.precision)
+        }
+    }
+
     /// Softmax of the scaled scores of a head, `[N, M]`, before dropout.
     fn weights(&self, head: usize, p: &mut [f32]) {
         let Sizes { n, m, .. } = self.sizes;
@@ -69,9 +79,8 @@ impl Sample<'_> {
             self.q.head(head, n, d),
             self.k.head(head, m, d).t(),
             out,
-            self.sizes.scale(),
-            false,
-            Threads::One,
+            Start::Zero,
+            self.manner(self.sizes.scale()),
         );
         kernels::softmax_rows(p, m);
     }
@@ -98,9 +107,8 @@ impl Sample<'_> {
                 View::new(p, n, m, m),
                 self.v.head(head, m, d),
                 out,
-                1.0,
-                false,
-                Threads::One,
+                Start::Zero,
+                self.manner(1.0),
             );
         }
     }
@@ -125,9 +133,8 @@ impl Sample<'_> {
             View::new(dropped, n, m, m).t(),
             dy,
             dv,
-            1.0,
-            false,
-            Threads::One,
+            Start::Zero,
+            self.manner(1.0),
         );
         let out = ViewMut {
             data: dp,
@@ -137,9 +144,8 @@ impl Sample<'_> {
             dy,
             self.v.head(head, m, d).t(),
             out,
-            1.0,
-            false,
-            Threads::One,
+            Start::Zero,
+            self.manner(1.0),
         );
         self.drop_weights(head, dp);
         kernels::softmax_backward_rows(p, dp, m, self.sizes.scale());
@@ -153,9 +159,8 @@ impl Sample<'_> {
             View::new(&scratch.dp, n, m, m),
             k,
             dq,
-            1.0,
-            false,
-            Threads::One,
+            Start::Zero,
+            self.manner(1.0),
         );
     }
 
@@ -167,9 +172,8 @@ impl Sample<'_> {
             View::new(&scratch.dp, n, m, m).t(),
             q,
             dk,
-            1.0,
-            false,
-            Threads::One,
+            Start::Zero,
+            self.manner(1.0),
         );
     }
 }
@@ -219,6 +223,7 @@ fn check_mask(drop: Option<&KeepMask>, sizes: Sizes, batch: usize) -> Result<()>
 pub(super) struct SelfAttention {
     pub heads: usize,
     pub drop: Option<KeepMask>,
+    pub precision: Precision,
 }
 
 impl SelfAttention {
@@ -248,6 +253,7 @@ impl SelfAttention {
             k: part(1),
             v: part(2),
             drop: sample_mask(self.drop.as_ref(), sizes, b),
+            precision: self.precision,
         }
     }
 }
@@ -322,6 +328,7 @@ impl CustomOp1 for SelfAttention {
 pub(super) struct CrossAttention {
     pub heads: usize,
     pub drop: Option<KeepMask>,
+    pub precision: Precision,
 }
 
 impl CrossAttention {
@@ -359,6 +366,7 @@ impl CrossAttention {
             k: part(0),
             v: part(1),
             drop: sample_mask(self.drop.as_ref(), sizes, b),
+            precision: self.precision,
         }
     }
 }

@@ -7,11 +7,7 @@
 use crate::optim::adamw::Coefficients;
 
 /// Lanes of every sum.
-pub(super) const LANES: usize = 16;
-
-/// Rows that [`multiply_in_order`] takes at a time: as many chains of 16 lanes as hide the latency of a multiply-add and
-/// fit the registers of AVX2.
-pub(super) const CHAIN_ROWS: usize = 6;
+const LANES: usize = 16;
 
 /// Defines functions that run as AVX-512, AVX2 or plain code, whichever the processor can.
 macro_rules! widest {
@@ -135,32 +131,6 @@ widest! {
     pub(super) fn drop_in_place(x: &mut [f32], keep: &[u8], scale: f32) {
         for (x, &keep) in x.iter_mut().zip(keep) {
             *x *= f32::from(keep) * scale;
-        }
-    }
-
-    /// Up to [`CHAIN_ROWS`] rows of `x` `[M, K]` times `panels` `[N / 16, K, 16]` plus `bias` `[N]` into `y` `[M, N]`: each
-    /// element one chain of fused multiply-adds from the first of K to the last, then the bias.
-    pub(super) fn multiply_in_order(x: &[f32], panels: &[f32], bias: &[f32], n_in: usize, y: &mut [f32]) {
-        let n_out = bias.len();
-        let n_rows = x.len() / n_in;
-        // Rows that are missing at the end are the last one again; their sums go nowhere.
-        let rows: [&[f32]; CHAIN_ROWS] = std::array::from_fn(|row| &x[row.min(n_rows - 1) * n_in..][..n_in]);
-        for (panel, start) in panels.chunks_exact(n_in * LANES).zip((0..n_out).step_by(LANES)) {
-            let mut sums = [[0f32; LANES]; CHAIN_ROWS];
-            for (k, weights) in panel.chunks_exact(LANES).enumerate() {
-                for (sums, row) in sums.iter_mut().zip(&rows) {
-                    let value = row[k];
-                    for (sum, &weight) in sums.iter_mut().zip(weights) {
-                        *sum = value.mul_add(weight, *sum);
-                    }
-                }
-            }
-            let end = n_out.min(start + LANES);
-            for (sums, y) in sums.iter().zip(y.chunks_exact_mut(n_out)) {
-                for ((y, &sum), &b) in y[start..end].iter_mut().zip(sums).zip(&bias[start..end]) {
-                    *y = sum + b;
-                }
-            }
         }
     }
 

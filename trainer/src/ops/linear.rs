@@ -6,7 +6,7 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::kernels;
-use super::matmul::{Threads, View, ViewMut, multiply};
+use super::matmul::{Manner, Precision, Start, View, ViewMut, multiply};
 use super::storage::{slice, tensor_like, with_slice};
 use crate::nn::dropout::KeepMask;
 
@@ -21,6 +21,7 @@ pub(super) struct Linear {
     /// last, as PyTorch's convolution computes a patch embedding. The product then is the same bit for bit; with
     /// values around 10, sums in another order are up to 2e-5 away.
     pub in_order: bool,
+    pub precision: Precision,
 }
 
 impl CustomOp3 for Linear {
@@ -43,11 +44,11 @@ impl CustomOp3 for Linear {
             slice(bias, bias_layout)?,
         );
         let (n_out, n_in) = weight_layout.shape().dims2()?;
-        let y = if self.in_order {
-            in_order(x, weight, bias, n_in)
-        } else {
-            by_gemm(x, weight, bias, n_in)
+        let manner = Manner {
+            one_chain: self.in_order,
+            ..Manner::of(self.precision)
         };
+        let y = forward(x, weight, bias, n_in, manner);
         let mut dims = x_layout.dims().to_vec();
         if let Some(last) = dims.last_mut() {
             *last = n_out;
@@ -68,10 +69,12 @@ impl CustomOp3 for Linear {
             let dx = match self.needs_dx {
                 false => None,
                 true => Some(with_slice(weight, |weight| {
-                    Ok(backward_input(dy, weight, n_in, n_out))
+                    Ok(backward_input(dy, weight, n_in, n_out, self.precision))
                 })?),
             };
-            let dweight = with_slice(x, |x| Ok(backward_weight(dy, x, n_in, n_out)))?;
+            let dweight = with_slice(x, |x| {
+                Ok(backward_weight(dy, x, n_in, n_out, self.precision))
+            })?;
             Ok((dx, dweight, sum_of_rows(dy, n_out)))
         })?;
         let dx = dx.map(|dx| tensor_like(dx, x)).transpose()?;
@@ -89,6 +92,7 @@ impl CustomOp3 for Linear {
 /// for the slope of the GELU anyway.
 pub(super) struct GeluLinear {
     pub drop: Option<KeepMask>,
+    pub precision: Precision,
 }
 
 /// Elements of one task: input and output together fit in a second-level cache.
@@ -145,7 +149,7 @@ impl CustomOp3 for GeluLinear {
                     kernels::drop_in_place(y, keep, scale);
                 }
             });
-        let y = by_gemm(&activated, weight, bias, n_in);
+        let y = forward(&activated, weight, bias, n_in, Manner::of(self.precision));
         let mut dims = h_layout.dims().to_vec();
         if let Some(last) = dims.last_mut() {
             *last = n_out;
@@ -163,7 +167,9 @@ impl CustomOp3 for GeluLinear {
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let (n_out, n_in) = weight.dims2()?;
         let (dh, dweight, dbias) = with_slice(dy, |dy| {
-            let mut dh = with_slice(weight, |weight| Ok(backward_input(dy, weight, n_in, n_out)))?;
+            let mut dh = with_slice(weight, |weight| {
+                Ok(backward_input(dy, weight, n_in, n_out, self.precision))
+            })?;
             let dweight = with_slice(h, |h| {
                 let mut activated = vec![0f32; h.len()];
                 h.par_chunks(CHUNK)
@@ -177,7 +183,7 @@ impl CustomOp3 for GeluLinear {
                             kernels::drop_in_place(dh, keep, scale);
                         }
                     });
-                Ok(backward_weight(dy, &activated, n_in, n_out))
+                Ok(backward_weight(dy, &activated, n_in, n_out, self.precision))
             })?;
             Ok((dh, dweight, sum_of_rows(dy, n_out)))
         })?;
@@ -190,7 +196,13 @@ impl CustomOp3 for GeluLinear {
 }
 
 /// `dy` `[M, N]` times `weight` `[N, K]`.
-fn backward_input(dy: &[f32], weight: &[f32], n_in: usize, n_out: usize) -> Vec<f32> {
+fn backward_input(
+    dy: &[f32],
+    weight: &[f32],
+    n_in: usize,
+    n_out: usize,
+    precision: Precision,
+) -> Vec<f32> {
     let rows = dy.len() / n_out;
     let mut dx = vec![0f32; rows * n_in];
     let out = ViewMut {
@@ -201,15 +213,20 @@ fn backward_input(dy: &[f32], weight: &[f32], n_in: usize, n_out: usize) -> Vec<
         View::new(dy, rows, n_out, n_out),
         View::new(weight, n_out, n_in, n_in),
         out,
-        1.0,
-        false,
-        Threads::All,
+        Start::Zero,
+        Manner::of(precision),
     );
     dx
 }
 
 /// `dy` `[M, N]` transposed times `x` `[M, K]`.
-fn backward_weight(dy: &[f32], x: &[f32], n_in: usize, n_out: usize) -> Vec<f32> {
+fn backward_weight(
+    dy: &[f32],
+    x: &[f32],
+    n_in: usize,
+    n_out: usize,
+    precision: Precision,
+) -> Vec<f32> {
     let rows = dy.len() / n_out;
     let mut dweight = vec![0f32; n_out * n_in];
     let out = ViewMut {
@@ -220,57 +237,28 @@ fn backward_weight(dy: &[f32], x: &[f32], n_in: usize, n_out: usize) -> Vec<f32>
         View::new(dy, rows, n_out, n_out).t(),
         View::new(x, rows, n_in, n_in),
         out,
-        1.0,
-        false,
-        Threads::All,
+        Start::Zero,
+        Manner::of(precision),
     );
     dweight
 }
 
 /// `[M, K]` times `[N, K]` transposed plus `[N]`.
-fn by_gemm(x: &[f32], weight: &[f32], bias: &[f32], n_in: usize) -> Vec<f32> {
+fn forward(x: &[f32], weight: &[f32], bias: &[f32], n_in: usize, manner: Manner) -> Vec<f32> {
     let (rows, n_out) = (x.len() / n_in, bias.len());
     let mut y = vec![0f32; rows * n_out];
-    y.par_chunks_mut(ROWS * n_out).for_each(|rows| {
-        for row in rows.chunks_exact_mut(n_out) {
-            row.copy_from_slice(bias);
-        }
-    });
-    let (x, weight) = (
-        View::new(x, rows, n_in, n_in),
-        View::new(weight, n_out, n_in, n_in),
-    );
+    let out = ViewMut {
+        data: &mut y,
+        row_stride: n_out,
+    };
+    let weight = View::new(weight, n_out, n_in, n_in);
     multiply(
-        x,
+        View::new(x, rows, n_in, n_in),
         weight.t(),
-        ViewMut {
-            data: &mut y,
-            row_stride: n_out,
-        },
-        1.0,
-        true,
-        Threads::All,
+        out,
+        Start::Bias(bias),
+        manner,
     );
-    y
-}
-
-/// The same, each sum in its order.
-fn in_order(x: &[f32], weight: &[f32], bias: &[f32], n_in: usize) -> Vec<f32> {
-    const LANES: usize = kernels::LANES;
-    let n_out = bias.len();
-    // Panels of 16 outputs, `[K, 16]` each, the last one filled up with zeros.
-    let n_panels = n_out.div_ceil(LANES);
-    let mut panels = vec![0f32; n_panels * n_in * LANES];
-    for (output, row) in weight.chunks_exact(n_in).enumerate() {
-        let panel = &mut panels[output / LANES * n_in * LANES..][..n_in * LANES];
-        for (lanes, &value) in panel.chunks_exact_mut(LANES).zip(row) {
-            lanes[output % LANES] = value;
-        }
-    }
-    let mut y = vec![0f32; x.len() / n_in * n_out];
-    y.par_chunks_mut(kernels::CHAIN_ROWS * n_out)
-        .zip(x.par_chunks(kernels::CHAIN_ROWS * n_in))
-        .for_each(|(y, x)| kernels::multiply_in_order(x, &panels, bias, n_in, y));
     y
 }
 

@@ -1,7 +1,67 @@
-//! Products of f32 matrices that are views into slices, over the `gemm` crate.
-#![allow(unsafe_code)] // `gemm` takes pointers; the one call is below, behind checks of both views and the result.
+//! Products of f32 matrices that are views into slices.
+//!
+//! The result is made of tiles of 12 x 32 that stay in registers while the inner dimension passes by: each element is one
+//! chain of fused multiply-adds over at most [`INNER_BLOCK`] inner steps, and those blocks are added up in their order. So
+//! an element has the same bits for any number of threads, any size of the matrices around it, and any processor with
+//! fused multiply-adds.
+//!
+//! With [`Precision::Bf16`] both factors are rounded to bf16 and products summed in f32: by the processor's instruction for
+//! pairs where it has one (AVX512-BF16, twice the rate), else as f32 (the same but for the order of sums within pairs).
+//!
+//! Letters: M rows, K inner dimension, N columns of a product.
+#![allow(unsafe_code)] // Kernels compiled for processor features over raw pointers; `run` checks all sizes before.
 
-use gemm::Parallelism;
+use std::cell::{Cell, RefCell};
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+/// Rows of a tile.
+const TILE_ROWS: usize = 12;
+
+/// Columns of a tile, and of a panel of the right factor.
+const TILE_COLUMNS: usize = 32;
+
+/// Inner steps between two visits to the result: a panel of as many and its rows' share of the left factor fit in the
+/// first- and second-level caches.
+const INNER_BLOCK: usize = 512;
+
+/// Rows of one task: their part of the left factor stays in a second-level cache.
+const TASK_ROWS: usize = 7 * TILE_ROWS;
+
+/// Products below this number of multiply-adds are not worth a second thread.
+const WORTH_THREADS: usize = 1 << 18;
+
+/// What the factors of a product are rounded to; sums are f32 always.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// Nothing is rounded.
+    #[default]
+    F32,
+    /// 8 bits of precision and the range of f32, so that neither loss nor gradients have to be scaled.
+    Bf16,
+}
+
+thread_local! {
+    static PRECISION: Cell<Precision> = const { Cell::new(Precision::F32) };
+    /// The packed left and right factors of the product at hand.
+    static LEFT: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
+    static RIGHT: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The precision that operations made on this thread take on.
+pub fn precision() -> Precision {
+    PRECISION.get()
+}
+
+/// Runs `f` with another [`precision`].
+pub fn with_precision<T>(precision: Precision, f: impl FnOnce() -> T) -> T {
+    let before = PRECISION.replace(precision);
+    let result = f();
+    PRECISION.set(before);
+    result
+}
 
 /// Threads of a product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,7 +72,38 @@ pub(super) enum Threads {
     All,
 }
 
-/// A matrix inside a slice: element (row, column) is at `offset + row * row_stride + column * column_stride`.
+/// What the product is added to.
+#[derive(Clone, Copy)]
+pub(super) enum Start<'a> {
+    Zero,
+    /// A row that is the same for all.
+    Bias(&'a [f32]),
+}
+
+/// How a product is made.
+#[derive(Clone, Copy)]
+pub(super) struct Manner {
+    /// What it is multiplied with.
+    pub factor: f32,
+    pub threads: Threads,
+    pub precision: Precision,
+    /// Whether the inner dimension is one chain from first to last.
+    pub one_chain: bool,
+}
+
+impl Manner {
+    /// On all threads, the product itself.
+    pub fn of(precision: Precision) -> Manner {
+        Manner {
+            factor: 1.0,
+            threads: Threads::All,
+            precision,
+            one_chain: false,
+        }
+    }
+}
+
+/// A matrix inside a slice: element (row, column) is at `row * row_stride + column * column_stride`.
 #[derive(Clone, Copy)]
 pub(super) struct View<'a> {
     data: &'a [f32],
@@ -61,15 +152,8 @@ pub(super) struct ViewMut<'a> {
     pub row_stride: usize,
 }
 
-/// `out = factor * a b`, or `out += factor * a b` with `accumulate`.
-pub(super) fn multiply(
-    a: View,
-    b: View,
-    out: ViewMut,
-    factor: f32,
-    accumulate: bool,
-    threads: Threads,
-) {
+/// `out = start + factor * a b`.
+pub(super) fn multiply(a: View, b: View, out: ViewMut, start: Start, manner: Manner) {
     let (m, k, n) = (a.rows, a.columns, b.columns);
     assert_eq!(k, b.rows, "inner dimensions of a product");
     let written = View::new(out.data, m, n, out.row_stride);
@@ -78,34 +162,619 @@ pub(super) fn multiply(
         "a matrix reaches out of its slice"
     );
     assert!(out.row_stride >= n, "rows of the result overlap");
-    let parallelism = match threads {
-        Threads::One => Parallelism::None,
-        Threads::All => Parallelism::Rayon(rayon::current_num_threads()),
+    if let Start::Bias(bias) = start {
+        assert_eq!(bias.len(), n, "length of a bias");
+    }
+    if m == 0 || n == 0 {
+        return;
+    }
+    match (manner.precision, Level::of_this_processor()) {
+        (Precision::F32, level) => run::<f32>(a, b, out, start, manner, level),
+        (Precision::Bf16, Level::Avx512 { bf16: true }) => {
+            run::<Pair>(a, b, out, start, manner, Level::Avx512 { bf16: true });
+        }
+        (Precision::Bf16, level) => run::<Rounded>(a, b, out, start, manner, level),
+    }
+}
+
+/// Which kernels the processor runs.
+#[derive(Clone, Copy, PartialEq)]
+enum Level {
+    Avx512 { bf16: bool },
+    Avx2,
+    Plain,
+}
+
+/// Bounds the kernels from above, to test those of other processors: `avx2`, `avx512` (without bf16) or `plain`.
+const KERNELS: &str = "PAIRQUET_KERNELS";
+
+impl Level {
+    #[cfg(target_arch = "x86_64")]
+    fn of_this_processor() -> Level {
+        static LEVEL: std::sync::OnceLock<Level> = std::sync::OnceLock::new();
+        *LEVEL.get_or_init(|| {
+            let wanted = std::env::var(KERNELS).unwrap_or_default();
+            let has_avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            let has_avx512 = has_avx2
+                && is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512bw");
+            let bf16 = is_x86_feature_detected!("avx512bf16") && wanted != "avx512";
+            match wanted.as_str() {
+                "plain" => Level::Plain,
+                "avx2" if has_avx2 => Level::Avx2,
+                _ if has_avx512 => Level::Avx512 { bf16 },
+                _ if has_avx2 => Level::Avx2,
+                _ => Level::Plain,
+            }
+        })
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn of_this_processor() -> Level {
+        Level::Plain
+    }
+}
+
+/// What packed factors hold: one value of the inner dimension, or several that a processor multiplies at once. All have
+/// the size of an f32.
+trait Element: Copy + Default + Send + Sync + 'static {
+    /// Values of the inner dimension in one element.
+    const INNER: usize;
+    /// Whether a row-major left factor holds such elements already.
+    const IS_F32: bool;
+    /// Of `INNER` values; the second is 0 where there is one alone or none any more.
+    fn of(first: f32, second: f32) -> u32;
+}
+
+impl Element for f32 {
+    const INNER: usize = 1;
+    const IS_F32: bool = true;
+
+    #[inline(always)]
+    fn of(first: f32, _: f32) -> u32 {
+        first.to_bits()
+    }
+}
+
+/// An f32 with the precision of a bf16.
+#[derive(Clone, Copy, Default)]
+struct Rounded;
+
+impl Element for Rounded {
+    const INNER: usize = 1;
+    const IS_F32: bool = false;
+
+    #[inline(always)]
+    fn of(first: f32, _: f32) -> u32 {
+        bf16_bits(first) << 16
+    }
+}
+
+/// Two bf16, the first in the low half.
+#[derive(Clone, Copy, Default)]
+struct Pair;
+
+impl Element for Pair {
+    const INNER: usize = 2;
+    const IS_F32: bool = false;
+
+    #[inline(always)]
+    fn of(first: f32, second: f32) -> u32 {
+        bf16_bits(first) | bf16_bits(second) << 16
+    }
+}
+
+/// Rounded to nearest, ties to even; NaN stays NaN.
+#[inline(always)]
+fn bf16_bits(value: f32) -> u32 {
+    let bits = value.to_bits();
+    let rounded = (bits.wrapping_add(0x7fff + ((bits >> 16) & 1))) >> 16;
+    if value.is_nan() {
+        (bits >> 16) | 0x40
+    } else {
+        rounded
+    }
+}
+
+/// One stretch of the inner dimension.
+#[derive(Clone, Copy)]
+struct Stretch {
+    first: usize,
+    len: usize,
+}
+
+impl Stretch {
+    fn steps<E: Element>(self) -> usize {
+        self.len.div_ceil(E::INNER)
+    }
+}
+
+/// Stretches of about equal length, each but the last of a whole number of elements.
+fn stretches<E: Element>(k: usize, one_chain: bool) -> Vec<Stretch> {
+    let n = if one_chain {
+        1
+    } else {
+        k.div_ceil(INNER_BLOCK).max(1)
     };
-    // SAFETY: every element of the three matrices lies in its slice, as was just checked; the result is borrowed
-    // mutably, so it overlaps neither factor, and its rows do not overlap each other.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            out.data.as_mut_ptr(),
-            1,
-            out.row_stride as isize,
-            accumulate,
-            a.data.as_ptr(),
-            a.column_stride as isize,
-            a.row_stride as isize,
-            b.data.as_ptr(),
-            b.column_stride as isize,
-            b.row_stride as isize,
-            1.0,
-            factor,
-            false,
-            false,
-            false,
-            parallelism,
+    let len = k.div_ceil(n).next_multiple_of(E::INNER);
+    let starts = (0..n).map(|i| (i * len).min(k));
+    let stretch = |first: usize| Stretch {
+        first,
+        len: len.min(k - first),
+    };
+    let found: Vec<Stretch> = starts
+        .map(stretch)
+        .filter(|stretch| stretch.len > 0)
+        .collect();
+    match found.is_empty() {
+        true => vec![stretch(0)], // an empty sum is still written
+        false => found,
+    }
+}
+
+/// A checked product on its way through the tasks.
+struct Job<'a> {
+    a: View<'a>,
+    n: usize,
+    start: Start<'a>,
+    factor: f32,
+    row_stride: usize,
+    stretches: &'a [Stretch],
+    /// Of each stretch, of each panel of columns: `[steps, 32]`.
+    right: &'a [u32],
+    level: Level,
+}
+
+fn run<E: Element>(a: View, b: View, out: ViewMut, start: Start, manner: Manner, level: Level) {
+    let (m, n) = (a.rows, b.columns);
+    let stretches = stretches::<E>(a.columns, manner.one_chain);
+    let is_alone = manner.threads == Threads::One || m * n * a.columns < WORTH_THREADS;
+    let n_panels = n.div_ceil(TILE_COLUMNS);
+    let steps: usize = stretches.iter().map(|stretch| stretch.steps::<E>()).sum();
+    let mut right = RIGHT.take();
+    right.resize(right.len().max(steps * n_panels * TILE_COLUMNS), 0);
+    let packed = &mut right[..steps * n_panels * TILE_COLUMNS];
+
+    // Panels of all stretches, one after the other.
+    let mut panels = Vec::with_capacity(stretches.len() * n_panels);
+    let mut rest = packed;
+    for &stretch in &stretches {
+        for panel in 0..n_panels {
+            let (one, others) = rest.split_at_mut(stretch.steps::<E>() * TILE_COLUMNS);
+            panels.push((stretch, panel * TILE_COLUMNS, one));
+            rest = others;
+        }
+    }
+    let pack = |(stretch, column, panel): (Stretch, usize, &mut [u32])| {
+        pack_right::<E>(b, stretch, column, panel, level);
+    };
+    match is_alone {
+        true => panels.into_iter().for_each(pack),
+        false => panels.into_par_iter().for_each(pack),
+    }
+
+    let job = Job {
+        a,
+        n,
+        start,
+        factor: manner.factor,
+        row_stride: out.row_stride,
+        stretches: &stretches,
+        right: &right[..steps * n_panels * TILE_COLUMNS],
+        level,
+    };
+    let data = &mut out.data[..(m - 1) * out.row_stride + n];
+    let task = |(i, rows): (usize, &mut [f32])| job.rows::<E>(i * TASK_ROWS, rows);
+    match is_alone {
+        true => data
+            .chunks_mut(TASK_ROWS * out.row_stride)
+            .enumerate()
+            .for_each(task),
+        false => data
+            .par_chunks_mut(TASK_ROWS * out.row_stride)
+            .enumerate()
+            .for_each(task),
+    }
+    RIGHT.set(right);
+}
+
+/// Packs 32 columns of a stretch of the right factor, `[steps, 32]`; missing columns are 0.
+fn pack_right<E: Element>(
+    b: View,
+    stretch: Stretch,
+    column: usize,
+    panel: &mut [u32],
+    level: Level,
+) {
+    let source = Source {
+        data: &b.data[column * b.column_stride + stretch.first * b.row_stride..],
+        len: stretch.len,
+        lanes: TILE_COLUMNS.min(b.columns - column),
+        inner_stride: b.row_stride,
+        lane_stride: b.column_stride,
+    };
+    if source.lanes < TILE_COLUMNS {
+        panel.fill(0);
+    }
+    source.pack_for::<E, TILE_COLUMNS>(panel, level);
+}
+
+/// A stretch of the inner dimension of some rows of the left factor, or columns of the right one: its lanes.
+#[derive(Clone, Copy)]
+struct Source<'a> {
+    data: &'a [f32],
+    len: usize,
+    lanes: usize,
+    inner_stride: usize,
+    lane_stride: usize,
+}
+
+impl Source<'_> {
+    /// [`Source::pack`] compiled for the processor.
+    fn pack_for<E: Element, const LANES: usize>(self, out: &mut [u32], level: Level) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            #[target_feature(enable = "avx512f,avx512dq,avx512vl,avx512bw,avx2,fma")]
+            fn avx512<E: Element, const LANES: usize>(source: Source, out: &mut [u32]) {
+                source.pack::<E, LANES>(out);
+            }
+            #[target_feature(enable = "avx2,fma")]
+            fn avx2<E: Element, const LANES: usize>(source: Source, out: &mut [u32]) {
+                source.pack::<E, LANES>(out);
+            }
+            match level {
+                // SAFETY: this level is given only to processors with these features.
+                Level::Avx512 { .. } => return unsafe { avx512::<E, LANES>(self, out) },
+                // SAFETY: as above.
+                Level::Avx2 => return unsafe { avx2::<E, LANES>(self, out) },
+                Level::Plain => {}
+            }
+        }
+        let _ = level;
+        self.pack::<E, LANES>(out);
+    }
+
+    /// `[steps, LANES]`, an element holding values that follow each other in the inner dimension. With no lanes, each lane
+    /// is left as it lies, `[lanes, steps]`.
+    #[inline(always)]
+    fn pack<E: Element, const LANES: usize>(self, out: &mut [u32]) {
+        let steps = self.len.div_ceil(E::INNER);
+        if LANES == 0 {
+            for (lane, out) in out
+                .chunks_exact_mut(steps.max(1))
+                .take(self.lanes)
+                .enumerate()
+            {
+                let values = &self.data[lane * self.lane_stride..][..self.len];
+                if E::INNER == 1 {
+                    for (out, &value) in out.iter_mut().zip(values) {
+                        *out = E::of(value, 0.0);
+                    }
+                    continue;
+                }
+                let (pairs, rest) = values.as_chunks::<2>();
+                for (out, &[first, second]) in out.iter_mut().zip(pairs) {
+                    *out = E::of(first, second);
+                }
+                if let (Some(out), Some(&first)) = (out.last_mut(), rest.first()) {
+                    *out = E::of(first, 0.0);
+                }
+            }
+        } else if self.lane_stride == 1 {
+            for (step, out) in out.chunks_exact_mut(LANES).enumerate() {
+                let i = step * E::INNER;
+                let first = &self.data[i * self.inner_stride..][..self.lanes];
+                if E::INNER == 1 || i + 1 == self.len {
+                    for (out, &first) in out.iter_mut().zip(first) {
+                        *out = E::of(first, 0.0);
+                    }
+                } else {
+                    let second = &self.data[(i + 1) * self.inner_stride..][..self.lanes];
+                    for (out, (&first, &second)) in out.iter_mut().zip(first.iter().zip(second)) {
+                        *out = E::of(first, second);
+                    }
+                }
+            }
+        } else {
+            // A few steps at a time, so that what is written stays in the first-level cache.
+            const AT_ONCE: usize = 32;
+            for begin in (0..steps).step_by(AT_ONCE) {
+                let end = steps.min(begin + AT_ONCE);
+                for lane in 0..self.lanes {
+                    let value =
+                        |i: usize| self.data[lane * self.lane_stride + i * self.inner_stride];
+                    for step in begin..end {
+                        let i = step * E::INNER;
+                        let second = match E::INNER == 1 || i + 1 == self.len {
+                            true => 0.0,
+                            false => value(i + 1),
+                        };
+                        out[step * LANES + lane] = E::of(value(i), second);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Rows of the left factor over a stretch, in groups of 12: in a group, row r of step s is at
+/// `r * row_stride + s * step_stride`.
+#[derive(Clone, Copy)]
+struct Left<'a> {
+    data: &'a [u32],
+    group_stride: usize,
+    row_stride: usize,
+    step_stride: usize,
+}
+
+impl Job<'_> {
+    /// Rows from `first` on of the product into `out`.
+    fn rows<E: Element>(&self, first: usize, out: &mut [f32]) {
+        let n_rows = TASK_ROWS.min(self.a.rows - first);
+        let mut scratch = LEFT.take();
+        let mut right = self.right;
+        for (i, &stretch) in self.stretches.iter().enumerate() {
+            let steps = stretch.steps::<E>();
+            let left = self.left::<E>(first, n_rows, stretch, &mut scratch);
+            for column in (0..self.n).step_by(TILE_COLUMNS) {
+                let (panel, others) = right.split_at(steps * TILE_COLUMNS);
+                right = others;
+                for row in (0..n_rows).step_by(TILE_ROWS) {
+                    let tile = Tile {
+                        left: &left.data[row / TILE_ROWS * left.group_stride..],
+                        row_stride: left.row_stride,
+                        step_stride: left.step_stride,
+                        steps,
+                        panel,
+                    };
+                    let mut sums = [[0f32; TILE_COLUMNS]; TILE_ROWS];
+                    tile.multiply::<E>(self.level, &mut sums);
+                    let sums = &sums[..TILE_ROWS.min(n_rows - row)];
+                    self.store(i == 0, sums, column, &mut out[row * self.row_stride..]);
+                }
+            }
+        }
+        LEFT.set(scratch);
+    }
+
+    /// The left factor as it is where the kernels can read it so, else packed.
+    fn left<'b, E: Element>(
+        &'b self,
+        first: usize,
+        n_rows: usize,
+        stretch: Stretch,
+        scratch: &'b mut Vec<u32>,
+    ) -> Left<'b> {
+        let View {
+            data,
+            row_stride,
+            column_stride,
+            ..
+        } = self.a;
+        let data = &data[first * row_stride + stretch.first * column_stride..];
+        let steps = stretch.steps::<E>();
+        if E::IS_F32 && column_stride == 1 && n_rows.is_multiple_of(TILE_ROWS) {
+            return Left {
+                data: as_bits(data),
+                group_stride: TILE_ROWS * row_stride,
+                row_stride,
+                step_stride: 1,
+            };
+        }
+        let size = n_rows.next_multiple_of(TILE_ROWS) * steps;
+        scratch.resize(scratch.len().max(size), 0);
+        let packed = &mut scratch[..size];
+        packed[n_rows / TILE_ROWS * TILE_ROWS * steps..].fill(0); // rows that are missing at the end
+        let mut source = Source {
+            data,
+            len: stretch.len,
+            lanes: n_rows,
+            inner_stride: column_stride,
+            lane_stride: row_stride,
+        };
+        if column_stride == 1 {
+            source.pack_for::<E, 0>(packed, self.level);
+            return Left {
+                data: packed,
+                group_stride: TILE_ROWS * steps,
+                row_stride: steps,
+                step_stride: 1,
+            };
+        }
+        let groups = packed.chunks_exact_mut((TILE_ROWS * steps).max(1));
+        for (group, out) in groups.enumerate() {
+            let row = group * TILE_ROWS;
+            source.data = &data[row * row_stride..];
+            source.lanes = TILE_ROWS.min(n_rows - row);
+            source.pack_for::<E, TILE_ROWS>(out, self.level);
+        }
+        Left {
+            data: packed,
+            group_stride: TILE_ROWS * steps,
+            row_stride: 1,
+            step_stride: TILE_ROWS,
+        }
+    }
+
+    fn store(&self, is_first: bool, sums: &[[f32; TILE_COLUMNS]], column: usize, out: &mut [f32]) {
+        let width = TILE_COLUMNS.min(self.n - column);
+        for (row, sums) in sums.iter().enumerate() {
+            let out = &mut out[row * self.row_stride + column..][..width];
+            match (is_first, self.start) {
+                (true, Start::Zero) => {
+                    for (out, sum) in out.iter_mut().zip(sums) {
+                        *out = self.factor * sum;
+                    }
+                }
+                (true, Start::Bias(bias)) => {
+                    for (out, (sum, bias)) in out.iter_mut().zip(sums.iter().zip(&bias[column..])) {
+                        *out = self.factor * sum + bias;
+                    }
+                }
+                (false, _) => {
+                    for (out, sum) in out.iter_mut().zip(sums) {
+                        *out += self.factor * sum;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The same values as their bits.
+fn as_bits(values: &[f32]) -> &[u32] {
+    // SAFETY: both types have the same size and alignment, and every pattern of bits is a value of either.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), values.len()) }
+}
+
+/// 12 rows of the left factor and 32 columns of the right one over a stretch.
+struct Tile<'a> {
+    left: &'a [u32],
+    row_stride: usize,
+    step_stride: usize,
+    steps: usize,
+    /// `[steps, 32]`.
+    panel: &'a [u32],
+}
+
+type Sums = [[f32; TILE_COLUMNS]; TILE_ROWS];
+
+impl Tile<'_> {
+    fn multiply<E: Element>(&self, level: Level, sums: &mut Sums) {
+        if self.steps == 0 {
+            return;
+        }
+        let last = (TILE_ROWS - 1) * self.row_stride + (self.steps - 1) * self.step_stride;
+        assert!(
+            last < self.left.len() && self.panel.len() == self.steps * TILE_COLUMNS,
+            "a tile reaches out of its factors"
         );
+        #[cfg(target_arch = "x86_64")]
+        match level {
+            // SAFETY: this level is given only to processors with these features, pairs only to those with bf16; all
+            // reads are below the lengths that were just checked.
+            Level::Avx512 { .. } if E::INNER == 2 => return unsafe { self.pairs_avx512(sums) },
+            // SAFETY: as above.
+            Level::Avx512 { .. } => return unsafe { self.avx512(sums) },
+            // SAFETY: as above.
+            Level::Avx2 => return unsafe { self.avx2(sums) },
+            Level::Plain => {}
+        }
+        let _ = level;
+        // A processor of this family without AVX2 has no fused multiply-add, which would be a function call.
+        match cfg!(target_arch = "x86_64") {
+            true => self.parts::<4, 8>(sums, |a, b, sum| sum + a * b),
+            false => self.parts::<4, 8>(sums, f32::mul_add),
+        }
+    }
+
+    /// The tile in parts of `R` rows and `C` columns, whose sums the registers hold.
+    #[inline(always)]
+    fn parts<const R: usize, const C: usize>(
+        &self,
+        sums: &mut Sums,
+        add: impl Fn(f32, f32, f32) -> f32,
+    ) {
+        for row in (0..TILE_ROWS).step_by(R) {
+            for column in (0..TILE_COLUMNS).step_by(C) {
+                let mut part = [[0f32; C]; R];
+                for (step, right) in self.panel.chunks_exact(TILE_COLUMNS).enumerate() {
+                    let right = &right[column..column + C];
+                    for (r, part) in part.iter_mut().enumerate() {
+                        let at = (row + r) * self.row_stride + step * self.step_stride;
+                        let left = f32::from_bits(self.left[at]);
+                        for (sum, &right) in part.iter_mut().zip(right) {
+                            *sum = add(left, f32::from_bits(right), *sum);
+                        }
+                    }
+                }
+                for (sums, part) in sums[row..row + R].iter_mut().zip(&part) {
+                    sums[column..column + C].copy_from_slice(part);
+                }
+            }
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma")]
+    fn avx2(&self, sums: &mut Sums) {
+        self.parts::<6, 16>(sums, f32::mul_add);
+    }
+
+    /// # Safety
+    /// The factors must be as long as [`Tile::multiply`] checks.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn avx512(&self, sums: &mut Sums) {
+        use std::arch::x86_64::{
+            _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
+        };
+        let (left, panel): (*const f32, *const f32) =
+            (self.left.as_ptr().cast(), self.panel.as_ptr().cast());
+        let mut lanes = [[_mm512_setzero_ps(); 2]; TILE_ROWS];
+        // SAFETY: rows below 12 and steps below `steps` lie inside, as the caller checked; so do all columns of a panel.
+        unsafe {
+            let thirds: [*const f32; 4] =
+                std::array::from_fn(|i| left.add(3 * i * self.row_stride));
+            for step in 0..self.steps {
+                let at = step * self.step_stride;
+                let right = panel.add(step * TILE_COLUMNS);
+                let right = [_mm512_loadu_ps(right), _mm512_loadu_ps(right.add(16))];
+                for (row, lanes) in lanes.iter_mut().enumerate() {
+                    let left = _mm512_set1_ps(*thirds[row / 3].add(at + row % 3 * self.row_stride));
+                    lanes[0] = _mm512_fmadd_ps(left, right[0], lanes[0]);
+                    lanes[1] = _mm512_fmadd_ps(left, right[1], lanes[1]);
+                }
+            }
+            for (sums, lanes) in sums.iter_mut().zip(&lanes) {
+                _mm512_storeu_ps(sums.as_mut_ptr(), lanes[0]);
+                _mm512_storeu_ps(sums.as_mut_ptr().add(16), lanes[1]);
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Tile::avx512`].
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    unsafe fn pairs_avx512(&self, sums: &mut Sums) {
+        use std::arch::x86_64::{
+            __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_loadu_si512, _mm512_set1_epi32,
+            _mm512_setzero_ps, _mm512_storeu_ps,
+        };
+        /// The same bits as pairs of bf16.
+        fn pairs(bits: __m512i) -> __m512bh {
+            // SAFETY: both are 512 bits without meaning of their own.
+            unsafe { std::mem::transmute(bits) }
+        }
+        let (left, panel): (*const i32, *const i32) =
+            (self.left.as_ptr().cast(), self.panel.as_ptr().cast());
+        let mut lanes = [[_mm512_setzero_ps(); 2]; TILE_ROWS];
+        // SAFETY: rows below 12 and steps below `steps` lie inside, as the caller checked; so do all columns of a panel.
+        unsafe {
+            let thirds: [*const i32; 4] =
+                std::array::from_fn(|i| left.add(3 * i * self.row_stride));
+            for step in 0..self.steps {
+                let at = step * self.step_stride;
+                let right = panel.add(step * TILE_COLUMNS);
+                let right = [
+                    pairs(_mm512_loadu_si512(right.cast())),
+                    pairs(_mm512_loadu_si512(right.add(16).cast())),
+                ];
+                for (row, lanes) in lanes.iter_mut().enumerate() {
+                    let left = *thirds[row / 3].add(at + row % 3 * self.row_stride);
+                    let left = pairs(_mm512_set1_epi32(left));
+                    lanes[0] = _mm512_dpbf16_ps(lanes[0], left, right[0]);
+                    lanes[1] = _mm512_dpbf16_ps(lanes[1], left, right[1]);
+                }
+            }
+            for (sums, lanes) in sums.iter_mut().zip(&lanes) {
+                _mm512_storeu_ps(sums.as_mut_ptr(), lanes[0]);
+                _mm512_storeu_ps(sums.as_mut_ptr().add(16), lanes[1]);
+            }
+        }
     }
 }
 
@@ -113,32 +782,133 @@ pub(super) fn multiply(
 mod tests {
     use super::*;
 
+    fn values(n: usize, seed: u32) -> Vec<f32> {
+        let value =
+            |i: usize| ((i as u32).wrapping_mul(2_654_435_761).wrapping_add(seed) >> 8) as f32;
+        (0..n).map(|i| value(i) / (1 << 23) as f32 - 1.0).collect()
+    }
+
+    /// Every layout of both factors, sizes around those of tiles and stretches, against sums in f64.
     #[test]
     fn views_multiply_as_matrices() {
-        // a = [[1, 2], [3, 4]] with rows 3 apart, b = [[5, 6], [7, 8]].
-        let (a, b) = ([1.0, 2.0, 9.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]);
-        let a = View::new(&a, 2, 2, 3);
-        let b = View::new(&b, 2, 2, 2);
-        let product = |a: View, b: View, factor, start: f32, accumulate| {
-            let mut out = [start; 5];
-            multiply(
-                a,
-                b,
-                ViewMut {
+        let sizes = [
+            (1, 1, 1),
+            (12, 5, 32),
+            (13, 512, 33),
+            (90, 1030, 70),
+            (3, 0, 2),
+            (200, 37, 100),
+        ];
+        for (m, k, n) in sizes {
+            for (a_transposed, b_transposed) in
+                [(false, false), (true, false), (false, true), (true, true)]
+            {
+                let (a, b) = (values((m + 3) * (k + 3), 1), values((k + 3) * (n + 3), 2));
+                let view = |data, rows, columns, transposed| match transposed {
+                    true => View::new(data, columns, rows, rows + 3).t(),
+                    false => View::new(data, rows, columns, columns + 3),
+                };
+                let (a, b) = (view(&a, m, k, a_transposed), view(&b, k, n, b_transposed));
+                let at = |view: &View, row: usize, column: usize| {
+                    f64::from(view.data[row * view.row_stride + column * view.column_stride])
+                };
+                let bias = values(n, 3);
+                for precision in [Precision::F32, Precision::Bf16] {
+                    let manner = Manner {
+                        factor: 0.5,
+                        ..Manner::of(precision)
+                    };
+                    let mut out = vec![7f32; m * (n + 2)];
+                    let view = ViewMut {
+                        data: &mut out,
+                        row_stride: n + 2,
+                    };
+                    multiply(a, b, view, Start::Bias(&bias), manner);
+                    let tolerance = if precision == Precision::F32 {
+                        1e-6
+                    } else {
+                        6e-3
+                    };
+                    for (row, out) in out.chunks_exact(n + 2).enumerate() {
+                        assert_eq!(out[n..], [7.0, 7.0], "between the rows");
+                        for (column, &got) in out[..n].iter().enumerate() {
+                            let terms = (0..k).map(|i| at(&a, row, i) * at(&b, i, column));
+                            let (sum, size) = terms.fold((0.0, 1.0), |(sum, size), term| {
+                                (sum + term, size + term.abs())
+                            });
+                            let gap = (f64::from(got) - f64::from(bias[column]) - 0.5 * sum).abs();
+                            assert!(
+                                gap <= tolerance * size,
+                                "{m} x {k} x {n} {precision:?}: {gap:e} of {size}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// The kernels of other processors give the same bits; pairs of bf16 alone are summed in another order.
+    #[test]
+    fn all_kernels_agree() {
+        let (m, k, n) = (100, 700, 65);
+        let (a, b) = (values(m * k, 1), values(k * n, 2));
+        let (a, b) = (View::new(&a, m, k, k), View::new(&b, k, n, n));
+        let with = |level: Level| {
+            let product = |rounded: bool| {
+                let mut out = vec![0f32; m * n];
+                let view = ViewMut {
                     data: &mut out,
-                    row_stride: 3,
-                },
-                factor,
-                accumulate,
-                Threads::One,
-            );
-            assert_eq!(out[2], start, "between the rows");
-            [out[0], out[1], out[3], out[4]]
+                    row_stride: n,
+                };
+                match rounded {
+                    true => {
+                        run::<Rounded>(a, b, view, Start::Zero, Manner::of(Precision::Bf16), level)
+                    }
+                    false => run::<f32>(a, b, view, Start::Zero, Manner::of(Precision::F32), level),
+                }
+                out
+            };
+            (product(false), product(true))
         };
-        assert_eq!(product(a, b, 1.0, 7.0, false), [19.0, 22.0, 43.0, 50.0]);
-        assert_eq!(product(a, b, 2.0, 1.0, true), [39.0, 45.0, 87.0, 101.0]);
-        assert_eq!(product(a.t(), b, 1.0, 0.0, false), [26.0, 30.0, 38.0, 44.0]);
-        assert_eq!(product(a, b.t(), 1.0, 0.0, false), [17.0, 23.0, 39.0, 53.0]);
+        let best = Level::of_this_processor();
+        let (exact, rounded) = with(best);
+        let gap = |a: &[f32], b: &[f32]| {
+            a.iter()
+                .zip(b)
+                .map(|(a, b)| (a - b).abs())
+                .fold(0f32, f32::max)
+        };
+        if best != Level::Plain {
+            let avx2 = with(Level::Avx2);
+            assert!(gap(&exact, &avx2.0) == 0.0 && gap(&rounded, &avx2.1) == 0.0);
+        }
+        let plain = with(Level::Plain);
+        assert!(gap(&exact, &plain.0) < 1e-4 && gap(&rounded, &plain.1) < 1e-4);
+        if best == (Level::Avx512 { bf16: true }) {
+            let mut out = vec![0f32; m * n];
+            let view = ViewMut {
+                data: &mut out,
+                row_stride: n,
+            };
+            run::<Pair>(a, b, view, Start::Zero, Manner::of(Precision::Bf16), best);
+            assert!(gap(&rounded, &out) < 1e-4);
+        }
+        assert!(gap(&exact, &rounded) > 1e-3, "rounding shows");
+    }
+
+    #[test]
+    fn bf16_is_rounded_to_nearest() {
+        for (value, want) in [
+            (1.0, 1.0),
+            (1.003_906_3, 1.0),
+            (1.003_907, 1.007_812_5),
+            (-3.3, -3.296_875),
+            (f32::INFINITY, f32::INFINITY),
+        ] {
+            assert_eq!(f32::from_bits(bf16_bits(value) << 16), want, "{value}");
+        }
+        assert!(f32::from_bits(bf16_bits(f32::NAN) << 16).is_nan());
     }
 
     #[test]
@@ -148,16 +918,10 @@ mod tests {
         let mut out = [0.0; 4];
         let a = View::new(&data, 2, 3, 3);
         let b = View::new(&data, 3, 1, 1);
-        multiply(
-            a,
-            b,
-            ViewMut {
-                data: &mut out,
-                row_stride: 1,
-            },
-            1.0,
-            false,
-            Threads::One,
-        );
+        let view = ViewMut {
+            data: &mut out,
+            row_stride: 1,
+        };
+        multiply(a, b, view, Start::Zero, Manner::of(Precision::F32));
     }
 }

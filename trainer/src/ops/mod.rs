@@ -28,6 +28,8 @@ use crate::error::{Error, Result};
 use crate::nn::dropout::KeepMask;
 use crate::tape;
 
+pub use matmul::{Precision, precision, with_precision};
+
 /// Returns what the kernels make, where they take the first tensor.
 macro_rules! on_gpu {
     ($x:expr, $call:expr) => {
@@ -54,6 +56,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
     let op = linear::Linear {
         needs_dx: tape::is_tracked(x),
         in_order: false,
+        precision: precision(),
     };
     tape::apply3(
         &contiguous(x)?,
@@ -80,6 +83,7 @@ pub fn linear_in_order(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Ten
     let op = linear::Linear {
         needs_dx: tape::is_tracked(x),
         in_order: true,
+        precision: precision(),
     };
     tape::apply3(
         &contiguous(x)?,
@@ -189,6 +193,7 @@ pub fn self_attention(qkv: &Tensor, n_heads: usize, drop: Option<&KeepMask>) -> 
     let op = attention::SelfAttention {
         heads: n_heads,
         drop: drop.cloned(),
+        precision: precision(),
     };
     tape::apply1(&contiguous(qkv)?, op)
 }
@@ -233,6 +238,7 @@ pub fn cross_attention(
     let op = attention::CrossAttention {
         heads: n_heads,
         drop: drop.cloned(),
+        precision: precision(),
     };
     tape::apply2(&contiguous(q)?, &contiguous(kv)?, op)
 }
@@ -274,6 +280,7 @@ pub fn gelu_linear(
     }
     let op = linear::GeluLinear {
         drop: drop.cloned(),
+        precision: precision(),
     };
     tape::apply3(
         &contiguous(h)?,
@@ -464,6 +471,16 @@ pub fn patch_mse(
         normalised,
     };
     tape::apply2(&contiguous(pred)?, &patches.contiguous()?, op)
+}
+
+/// Inputs of a model, which take no gradient, in the type in which it computes: bf16 where that is the [`precision`] and
+/// kernels take it, and the activations then are bf16 from here on; elsewhere as they are.
+pub(crate) fn in_precision(x: &Tensor) -> Result<Tensor> {
+    #[cfg(any(feature = "cuda", test))]
+    if precision() == Precision::Bf16 && cuda::takes(x) {
+        return Ok(x.to_dtype(DType::BF16)?);
+    }
+    Ok(x.clone())
 }
 
 /// Cuts images `[B, 3, H, W]`, which take no gradient, into `[B, N, P]`: patches in raster order, values in (row, column,

@@ -85,6 +85,7 @@ pub fn train_from(
     let config = &config.resolved()?;
     device::prepare_process();
     let device = device::open(&config.device)?;
+    device::set_precision(config.precision);
     let _lock = lock::lock(run_dir)?;
     let checkpoints = Checkpoints::open(run_dir)?;
     let resumed = find_resumable(&checkpoints, config, progress)?;

@@ -35,9 +35,10 @@ pub struct TrainConfig {
     pub seed: u64,
     /// `"cpu"`, `"cuda"`, `"cuda:N"`, or `"auto"`: a GPU if there is one that this program can use.
     pub device: String,
-    /// What the factors of matrix products and attention are rounded to: `"f32"` (not at all), or `"bf16"` for mixed
-    /// precision. Weights, activations, sums, normalisation, the loss and the optimizer are f32 in both, and as a bf16 has
-    /// the range of an f32, nothing has to be scaled. Papers: mixed precision with 16-bit floats.
+    /// What the factors of matrix products and attention are rounded to: `"f32"` (not at all), `"bf16"` for mixed
+    /// precision, or `"tf32"` (products of f32 on a GPU; as `"f32"` on a CPU). Weights, sums, statistics of normalisation,
+    /// the loss and the optimizer are f32 in all, activations in all but `"bf16"` on a GPU, and as a bf16 has the range of
+    /// an f32, nothing has to be scaled. Papers: mixed precision with 16-bit floats.
     pub precision: Precision,
     /// The published run that this one follows; where it departs from it, a warning says so at the start.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -16,6 +16,7 @@ use pipeline::loader::Batch;
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
+use crate::ops::Precision;
 
 /// Mean of each colour channel over ImageNet, on a scale of 0 to 1.
 pub const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
@@ -67,6 +68,18 @@ pub fn describe(device: &Device) -> String {
     }
 }
 
+/// The most memory held at one time: by tensors on a GPU, by the whole process otherwise. `None` where that is not known.
+pub fn peak_memory_bytes(device: &Device) -> Option<u64> {
+    #[cfg(feature = "cuda")]
+    if device.is_cuda() {
+        return cuda::peak_memory_bytes(device).ok();
+    }
+    match device {
+        Device::Cpu => pipeline::process::peak_memory_bytes(),
+        _ => None,
+    }
+}
+
 #[derive(Debug, PartialEq)]
 enum Wanted {
     Cpu,
@@ -97,6 +110,15 @@ fn open_cuda(name: &str, index: usize) -> Result<Device> {
         problem: source.to_string(),
     };
     cuda::open(index).map_err(refused)
+}
+
+/// Lets a GPU's products of f32 round their factors to TF32, or not, for the whole process. Everything else that a
+/// precision says, [`crate::ops::with_precision`] does.
+pub fn set_precision(precision: Precision) {
+    #[cfg(feature = "cuda")]
+    cuda::set_tf32(precision == Precision::Tf32);
+    #[cfg(not(feature = "cuda"))]
+    let _ = precision; // a CPU has no such products
 }
 
 #[cfg(not(feature = "cuda"))]

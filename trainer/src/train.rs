@@ -18,7 +18,6 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor, Var};
 use pipeline::loader::{Batch, Loader, LoaderState};
-use pipeline::process;
 
 use crate::checkpoint::{Checkpoints, Found, Keep, State};
 use crate::config::{TrainConfig, differences};
@@ -115,6 +114,7 @@ pub fn train_from(
     let progress = if is_first { progress } else { silent };
     device::prepare_process();
     let device = ranks.device(&config.device)?;
+    device::set_precision(config.precision);
     let of_config = crc32c::crc32c(config.to_toml()?.as_bytes());
     ranks.agree("the checksum of the config", of_config.into())?;
     let _lock = is_first.then(|| lock::lock(run_dir)).transpose()?;
@@ -375,7 +375,7 @@ pub fn train_from(
             pairs_per_s: clock.session().pairs_per_s(),
             data_wait_pct: clock.session().data_wait_pct(),
             data: DataCost::of(&loader.stats(), config.data.views),
-            peak_memory_bytes: process::peak_memory_bytes(),
+            peak_memory_bytes: device::peak_memory_bytes(&device),
             bad_samples: bad.named(),
             run_dir: run_dir.to_path_buf(),
             checkpoint: checkpoints.latest_dir()?,

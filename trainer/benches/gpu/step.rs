@@ -5,10 +5,11 @@ use std::time::Instant;
 use bytes::BytesMut;
 use candle_core::{DType, Device, Tensor};
 use pipeline::loader::Batch;
-use trainer::device::Uploader;
+use trainer::device::{Uploader, peak_memory_bytes};
 use trainer::masking::{StepRandomness, n_kept};
 use trainer::models::{ModelConfig, Sizes, build};
 use trainer::nn::params::Params;
+use trainer::ops::{Precision, with_precision};
 use trainer::optim::{AdamW, AdamWOptions, Gradients, clip, param_groups};
 use trainer::tape;
 
@@ -23,7 +24,7 @@ const WARM_UP: usize = 3;
 /// Prints one line: the times, and what they make of the GPU.
 pub fn step(gpu: &Device, arguments: &Arguments) -> Result<()> {
     let config = arguments.model();
-    let mut params = Params::new(0, DType::F32, gpu).with_activations(DType::BF16);
+    let mut params = Params::new(0, DType::F32, gpu);
     let model = build(&config, &mut params)?;
     let trainable: Vec<_> = params
         .iter_trainable()
@@ -55,7 +56,8 @@ pub fn step(gpu: &Device, arguments: &Arguments) -> Result<()> {
                 samples: batch.samples.clone(),
             };
             grads.clear();
-            let (forward, tape) = tape::record(|| model.forward(&views, &randomness, true))?;
+            let forward = || tape::record(|| model.forward(&views, &randomness, true));
+            let (forward, tape) = with_precision(Precision::Bf16, forward)?;
             if reads {
                 ends.0 = f64::from(forward.loss.to_scalar::<f32>()?);
             }
@@ -72,13 +74,14 @@ pub fn step(gpu: &Device, arguments: &Arguments) -> Result<()> {
         *ms = start.elapsed().as_secs_f64() / arguments.steps as f64 * 1e3;
     }
     let tflop = flops_of_a_pair(&config.sizes())? * arguments.batch as f64 / 1e12;
+    let peak_bytes = peak_memory_bytes(gpu).ok_or("the GPU's memory is not known")?;
     let report = serde_json::json!({
         "encoder": format!("{:?}", arguments.encoder),
         "batch": arguments.batch,
         "ms": ms[0],
         "ms_unread": ms[1],
         "tflop": tflop,
-        "peak_gib": peak_gib(gpu)?,
+        "peak_gib": peak_bytes as f64 / f64::from(1 << 30),
         "loss": ends.0,
         "grad_norm": ends.1,
     });
@@ -146,15 +149,4 @@ pub fn peak(gpu: &Device) -> Result<()> {
     let tflops = 2.0 * (SIDE as f64).powi(3) / seconds / 1e12;
     println!("{}", serde_json::json!({ "peak_tflops": tflops }));
     Ok(())
-}
-
-#[cfg(feature = "cuda")]
-fn peak_gib(gpu: &Device) -> Result<f64> {
-    let bytes = trainer::device::cuda::peak_memory_bytes(gpu)?;
-    Ok(bytes as f64 / f64::from(1 << 30))
-}
-
-#[cfg(not(feature = "cuda"))]
-fn peak_gib(_gpu: &Device) -> Result<f64> {
-    Err("no GPU's memory without the feature `cuda`".into())
 }

@@ -24,6 +24,11 @@ pub fn open(index: usize) -> Result<Device> {
     Ok(device)
 }
 
+/// Whether products of f32 may round their factors to TF32.
+pub fn set_tf32(may_round: bool) {
+    candle_core::cuda_backend::set_gemm_reduced_precision_f32(may_round);
+}
+
 /// Has the driver keep freed memory for the next allocation; it would give it back at every synchronisation.
 fn keep_freed_memory(device: &CudaDevice) -> Result<()> {
     let pool = memory_pool(device)?;

@@ -30,7 +30,6 @@ pub struct Param {
 pub struct Params {
     seed: u64,
     dtype: DType,
-    activations: DType,
     device: Device,
     ranks: Ranks,
     entries: Vec<Param>,
@@ -54,27 +53,12 @@ impl Params {
         Params {
             seed,
             dtype,
-            activations: dtype,
             device: device.clone(),
             ranks: Ranks::single(),
             entries: Vec::new(),
             by_name: HashMap::new(),
             prefix: None,
         }
-    }
-
-    /// The same, for a model that computes in another type than its parameters': bf16, with f32 masters. Only the
-    /// kernels of a GPU can.
-    pub fn with_activations(self, activations: DType) -> Params {
-        Params {
-            activations,
-            ..self
-        }
-    }
-
-    /// Element type of what flows through the model.
-    pub fn activations(&self) -> DType {
-        self.activations
     }
 
     /// The same for a model whose batches `ranks` share: layers that look across the batch look across the ranks.

@@ -2,7 +2,7 @@
 //!
 //! Letters: B batch, N patches, P = p * p * 3 values of a patch, D width.
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 
 use super::init::Init;
 use super::params::Params;
@@ -46,7 +46,6 @@ pub fn patchify(images: &Tensor, patch_size: usize) -> Result<Tensor> {
 pub struct PatchEmbed {
     weight: Tensor,
     bias: Tensor,
-    activations: DType,
 }
 
 impl PatchEmbed {
@@ -74,12 +73,10 @@ impl PatchEmbed {
                 &[embed_dim],
                 Init::UniformFanIn(fan_in),
             )?,
-            activations: params.activations(),
         })
     }
 
-    /// Patches `[B, K, P]` as [`patchify`] cuts them (any subset) to `[B, K, D]` of the model's activations' type. Patches
-    /// take no gradient.
+    /// Patches `[B, K, P]` as [`patchify`] cuts them (any subset), which take no gradient, to `[B, K, D]`.
     ///
     /// # Errors
     /// If the patches have another size.
@@ -91,13 +88,13 @@ impl PatchEmbed {
             .weight
             .permute((0, 2, 3, 1))?
             .reshape((embed_dim, ()))?;
-        ops::linear_in_order(&patches.to_dtype(self.activations)?, &weight, &self.bias)
+        ops::linear_in_order(&ops::in_precision(patches)?, &weight, &self.bias)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
+    use candle_core::{DType, Device};
 
     use super::*;
 

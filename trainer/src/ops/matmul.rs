@@ -41,6 +41,8 @@ pub enum Precision {
     /// Nothing is rounded.
     #[default]
     F32,
+    /// What the tensor cores of a GPU make of f32: 11 bits of precision and the range of f32. A CPU rounds nothing.
+    Tf32,
     /// 8 bits of precision and the range of f32, so that neither loss nor gradients have to be scaled.
     Bf16,
 }
@@ -171,7 +173,7 @@ pub(crate) fn multiply(a: View, b: View, out: ViewMut, start: Start, manner: Man
         return;
     }
     match (manner.precision, Level::of_this_processor()) {
-        (Precision::F32, level) => run::<f32>(a, b, out, start, manner, level),
+        (Precision::F32 | Precision::Tf32, level) => run::<f32>(a, b, out, start, manner, level),
         (Precision::Bf16, Level::Avx512 { bf16: true }) => {
             run::<Pair>(a, b, out, start, manner, Level::Avx512 { bf16: true });
         }

@@ -473,6 +473,16 @@ pub fn patch_mse(
     tape::apply2(&contiguous(pred)?, &patches.contiguous()?, op)
 }
 
+/// Inputs of a model, which take no gradient, in the type in which it computes: bf16 where that is the [`precision`] and
+/// kernels take it, and the activations then are bf16 from here on; elsewhere as they are.
+pub(crate) fn in_precision(x: &Tensor) -> Result<Tensor> {
+    #[cfg(any(feature = "cuda", test))]
+    if precision() == Precision::Bf16 && cuda::takes(x) {
+        return Ok(x.to_dtype(DType::BF16)?);
+    }
+    Ok(x.clone())
+}
+
 /// Cuts images `[B, 3, H, W]`, which take no gradient, into `[B, N, P]`: patches in raster order, values in (row, column,
 /// channel) order; H and W are multiples of `patch_size`. `None` where there is no own form for them.
 pub(crate) fn patchify(images: &Tensor, patch_size: usize) -> Result<Option<Tensor>> {
@@ -493,11 +503,11 @@ fn contiguous(x: &Tensor) -> Result<Tensor> {
     tape::composed(&[x], |t| Ok(t[0].contiguous()?))
 }
 
-/// The same elements without gaps, from an address that kernels can read four at a time.
+/// The same elements without gaps, beginning at a multiple of 8 elements: kernels read 16 bytes at a time.
 #[cfg(any(feature = "cuda", test))]
 fn aligned(x: &Tensor) -> Result<Tensor> {
     let x = contiguous(x)?;
-    match x.layout().start_offset().is_multiple_of(4) {
+    match x.layout().start_offset().is_multiple_of(8) {
         true => Ok(x),
         false => tape::composed(&[&x], |t| Ok(t[0].copy()?)),
     }

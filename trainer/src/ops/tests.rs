@@ -377,3 +377,18 @@ fn the_number_of_threads_changes_no_bit() {
     };
     assert_eq!(with(1), with(3));
 }
+
+#[test]
+fn a_cpu_rounds_nothing_to_tf32() {
+    let [x, w, b] = [
+        random("x", &[7, 50]),
+        random("w", &[17, 50]),
+        random("b", &[17]),
+    ];
+    let with = |precision| {
+        let y = with_precision(precision, || linear(&x, &w, &b)).unwrap();
+        y.to_vec2::<f32>().unwrap()
+    };
+    assert!(with(Precision::Tf32) == with(Precision::F32));
+    assert!(with(Precision::Bf16) != with(Precision::F32));
+}

@@ -69,7 +69,7 @@ pub struct Summary {
     /// What a pair took of the data path in this session; absent before the first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<DataCost>,
-    /// Most memory that the process ever held, in bytes; absent where the system does not tell.
+    /// Most memory held at one time, in bytes: by tensors on a GPU, by the process on a CPU. Absent where that is not known.
     pub peak_memory_bytes: Option<u64>,
     /// Samples that were replaced in this session, each with its reason.
     pub bad_samples: Vec<String>,

@@ -13,7 +13,7 @@ use crate::nn::dropout::KeepMask;
 use crate::nn::init::Init;
 use crate::nn::params::Params;
 use crate::nn::patch_embed;
-use crate::ops::plain;
+use crate::ops::{Precision, plain, with_precision};
 use crate::tape;
 
 /// Errors, relative to the largest value of a tensor (at least 0.1), of f32 and of bf16 whose sums are f32.
@@ -619,8 +619,12 @@ fn tiny(kind: ModelKind) -> ModelConfig {
 }
 
 /// Loss and gradients by name of a step of a model.
-fn step_of(config: &ModelConfig, dtype: DType, activations: DType) -> (f64, Vec<(String, Tensor)>) {
-    let mut params = Params::new(1, dtype, &Device::Cpu).with_activations(activations);
+fn step_of(
+    config: &ModelConfig,
+    dtype: DType,
+    precision: Precision,
+) -> (f64, Vec<(String, Tensor)>) {
+    let mut params = Params::new(1, dtype, &Device::Cpu);
     let model = models::build(config, &mut params).unwrap();
     let views = random("views", &[6, config.n_views(), 3, 32, 32]);
     let views = views.to_dtype(dtype).unwrap();
@@ -629,7 +633,8 @@ fn step_of(config: &ModelConfig, dtype: DType, activations: DType) -> (f64, Vec<
         epoch: 1,
         samples: vec![3, 1, 4, 15, 9, 2],
     };
-    let (forward, tape) = tape::record(|| model.forward(&views, &randomness, true)).unwrap();
+    let forward = || tape::record(|| model.forward(&views, &randomness, true));
+    let (forward, tape) = with_precision(precision, forward).unwrap();
     let mut gradients = Vec::new();
     let names: HashMap<_, _> = params
         .iter_trainable()
@@ -653,12 +658,12 @@ fn models_of_kernels_are_the_plain_ones() {
     }
     for kind in [ModelKind::Siamese, ModelKind::Mae, ModelKind::MultiView] {
         let config = tiny(kind);
-        let (want_loss, want) = step_of(&config, DType::F64, DType::F64);
-        for (activations, tolerance) in [(DType::F32, 1e-4), (DType::BF16, 0.15)] {
-            let (loss, got) = emulation::instead(|| step_of(&config, DType::F32, activations));
+        let (want_loss, want) = step_of(&config, DType::F64, Precision::F32);
+        for (precision, tolerance) in [(Precision::F32, 1e-4), (Precision::Bf16, 0.15)] {
+            let (loss, got) = emulation::instead(|| step_of(&config, DType::F32, precision));
             assert!(
                 (loss - want_loss).abs() <= 0.1 * tolerance * want_loss,
-                "{kind:?} in {activations:?}: loss {loss}, expected {want_loss}"
+                "{kind:?} in {precision:?}: loss {loss}, expected {want_loss}"
             );
             assert_eq!(got.len(), want.len(), "{kind:?}");
             for ((name, got), (_, want)) in got.iter().zip(&want) {
@@ -667,7 +672,7 @@ fn models_of_kernels_are_the_plain_ones() {
                 let gap = norm(&(got.to_dtype(DType::F64).unwrap() - want).unwrap());
                 assert!(
                     gap <= 1e-2 * tolerance + tolerance * norm(want),
-                    "{kind:?} in {activations:?}: {name} is off by {gap:e} of {:e}",
+                    "{kind:?} in {precision:?}: {name} is off by {gap:e} of {:e}",
                     norm(want)
                 );
             }

@@ -8,7 +8,6 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Subcommand;
-use trainer::device::Device;
 use trainer::eval::encoder::{self, CheckpointId, FrozenEncoder};
 use trainer::exchange::{Read, ReadOptions};
 
@@ -67,7 +66,7 @@ pub struct Shared {
 impl Shared {
     /// Loads the encoder, and says what had to be guessed.
     pub fn load(&self, out: &Output) -> Result<(FrozenEncoder, CheckpointId)> {
-        let device = self.device()?;
+        let device = trainer::device::open(&self.device)?;
         let (encoder, id) = FrozenEncoder::load(&self.checkpoint, &self.options(), &device)?;
         say_notes(&id, out);
         Ok((encoder, id))
@@ -78,10 +77,6 @@ impl Shared {
         let (read, id) = encoder::read(&self.checkpoint, &self.options())?;
         say_notes(&id, out);
         Ok((read, id))
-    }
-
-    fn device(&self) -> Result<Device> {
-        Ok(trainer::device::open(&self.device)?)
     }
 
     fn options(&self) -> ReadOptions {

@@ -210,7 +210,7 @@ pub fn run_probe(args: ProbeArgs, out: &Output) -> Result<ExitCode> {
 /// Runs `finetune`.
 pub fn run_finetune(args: FinetuneArgs, out: &Output) -> Result<ExitCode> {
     let stop = signals::stop_on_signal(out)?;
-    let device = args.common.shared.device()?;
+    let device = trainer::device::open(&args.common.shared.device)?;
     let (read, id) = args.common.shared.read(out)?;
     let mut settings = FinetuneSettings::mae(args.common.data(), read.model.sizes().embed_dim);
     let course = args.course;

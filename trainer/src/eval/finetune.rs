@@ -36,7 +36,7 @@ use crate::nn::params::Params;
 use crate::nn::pass::Pass;
 use crate::nn::patch_embed::patchify;
 use crate::ops;
-use crate::optim::{AdamW, AdamWOptions, Gradients, Schedule, layer_groups, schedule};
+use crate::optim::{AdamW, AdamWOptions, Gradients, LayerGroups, Schedule, layer_groups, schedule};
 
 /// Standard deviation of the head's first weights.
 const HEAD_STD: f64 = 2e-5;
@@ -184,15 +184,19 @@ pub fn finetune(
 
     let model = Classifier::new(settings, &sizes, &read.encoder, train.n_classes(), device)?;
     let trainable = model.trainable();
-    let groups = layer_groups(
+    let layers = layer_groups(
         trainable.clone(),
         sizes.depth,
         settings.layer_decay,
         settings.weight_decay,
     );
+    let layers = layers.into_iter().map(|layer| {
+        let LayerGroups { lr_scale, groups } = layer;
+        Ok((lr_scale, AdamW::new(groups, BETAS)?))
+    });
     let mut learner = Finetune {
         settings,
-        optim: AdamW::new(groups, BETAS)?,
+        layers: layers.collect::<Result<_>>()?,
         grads: Gradients::new(trainable),
         model,
         val: &val,
@@ -299,13 +303,13 @@ impl Classifier {
     /// Logits `[B, C]` of `[B, 3, S, S]`.
     fn forward(&self, pixels: &Tensor, pass: Pass) -> Result<Tensor> {
         let patches = patchify(pixels, self.sizes.patch_size)?;
-        let pooled = match &self.fc_norm {
-            Some(norm) => {
-                let tokens = self.encoder.forward_before_norm(&patches, pass)?;
-                norm.forward(&pooled(&tokens, self.pool)?)?
-            }
-            None => pooled(&self.encoder.forward(&patches, pass)?, self.pool)?,
-        };
+        let tokens =
+            self.encoder
+                .forward_training_positions(&patches, self.fc_norm.is_none(), pass)?;
+        let mut pooled = pooled(&tokens, self.pool)?;
+        if let Some(norm) = &self.fc_norm {
+            pooled = norm.forward(&pooled)?;
+        }
         ops::linear(&pooled, &self.weight, &self.bias)
     }
 }
@@ -313,7 +317,8 @@ impl Classifier {
 struct Finetune<'a> {
     settings: &'a FinetuneSettings,
     model: Classifier,
-    optim: AdamW,
+    /// Share of the learning rate and optimizer of each layer.
+    layers: Vec<(f64, AdamW)>,
     grads: Gradients,
     val: &'a LabelledSet,
     /// Pictures that could not be read when it was last scored.
@@ -347,7 +352,9 @@ impl Learner for Finetune<'_> {
     }
 
     fn step(&mut self, lr: f64) -> Result<()> {
-        self.optim.step(&self.grads, lr)?;
+        for (lr_scale, optim) in &mut self.layers {
+            optim.step(&self.grads, lr * *lr_scale)?;
+        }
         self.grads.clear();
         Ok(())
     }
@@ -370,7 +377,9 @@ impl Learner for Finetune<'_> {
         let mut state: BTreeMap<String, Tensor> = params
             .map(|param| (param.name.clone(), param.var.as_detached_tensor()))
             .collect();
-        state.extend(self.optim.state()?);
+        for (_, optim) in &self.layers {
+            state.extend(optim.state()?);
+        }
         Ok(state)
     }
 
@@ -383,9 +392,12 @@ impl Learner for Finetune<'_> {
         if let Some(name) = report.missing.first() {
             return Err(missing(name));
         }
-        self.optim.restore(steps, &mut |name| {
-            state.get(name).cloned().ok_or_else(|| missing(name))
-        })
+        for (_, optim) in &mut self.layers {
+            optim.restore(steps, &mut |name| {
+                state.get(name).cloned().ok_or_else(|| missing(name))
+            })?;
+        }
+        Ok(())
     }
 }
 

@@ -457,8 +457,11 @@ mod tests {
         LabelledSet::of_source(Arc::new(made), config, n_classes)
     }
 
-    /// The grey of every picture shown, its label, and what failed.
-    fn visit(made: Made, n_classes: Option<usize>) -> Result<(Vec<(u8, usize)>, Vec<Failed>)> {
+    /// Grey and label of every picture shown.
+    type Seen = Vec<(u8, usize)>;
+
+    /// What was shown, and what failed.
+    fn visit(made: Made, n_classes: Option<usize>) -> Result<(Seen, Vec<Failed>)> {
         let mut seen = Vec::new();
         let failed =
             set(made, n_classes)?.visit(8, 4, &Device::Cpu, &Stop::new(), &mut |x, y| {

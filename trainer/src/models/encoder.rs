@@ -110,14 +110,6 @@ impl Encoder {
     /// # Errors
     /// If the shapes do not fit.
     pub fn forward(&self, patches: &Tensor, pass: Pass) -> Result<Tensor> {
-        self.norm_of(self.forward_before_norm(patches, pass)?, pass)
-    }
-
-    /// As [`Encoder::forward`], without the final norm: what a classifier with a norm of its own begins with.
-    ///
-    /// # Errors
-    /// If the shapes do not fit.
-    pub fn forward_before_norm(&self, patches: &Tensor, pass: Pass) -> Result<Tensor> {
         let tokens = self.patch_embed.forward(patches)?;
         pass.see("patch_embed", "", &tokens);
         self.transform(&tokens, &self.tokens.pos_embed, pass)
@@ -136,10 +128,10 @@ impl Encoder {
         let tokens = self.patch_embed.forward(&masking.gather(patches)?)?; // [B, K, D]
         pass.see("patch_embed", "", &tokens);
         let positions = masking.gather_table(&self.tokens.pos_embed.squeeze(0)?)?; // [B, 1 + K, D]
-        self.norm_of(self.transform(&tokens, &positions, pass)?, pass)
+        self.transform(&tokens, &positions, pass)
     }
 
-    /// Class token in front, positions, blocks.
+    /// Class token in front, positions, blocks, norm.
     fn transform(&self, tokens: &Tensor, positions: &Tensor, pass: Pass) -> Result<Tensor> {
         let mut x = ops::class_in_front(tokens, &self.tokens.cls_token, positions)?;
         for block in &self.blocks {
@@ -148,12 +140,30 @@ impl Encoder {
                 false => block.forward(&x, pass)?,
             };
         }
-        Ok(x)
-    }
-
-    fn norm_of(&self, x: Tensor, pass: Pass) -> Result<Tensor> {
         let x = self.norm.forward(&x)?;
         pass.see("norm", "", &x);
         Ok(x)
+    }
+
+    /// As [`Encoder::forward`], but with a gradient for the position table, for those who train it; without the final norm
+    /// unless `normed`.
+    ///
+    /// # Errors
+    /// If the shapes do not fit.
+    pub fn forward_training_positions(
+        &self,
+        patches: &Tensor,
+        normed: bool,
+        pass: Pass,
+    ) -> Result<Tensor> {
+        let tokens = self.patch_embed.forward(patches)?; // [B, N, D]
+        let (batch, _, width) = tokens.dims3()?;
+        let class = self.tokens.cls_token.broadcast_as((batch, 1, width))?;
+        let x = Tensor::cat(&[&class, &tokens], 1)?;
+        let mut x = x.broadcast_add(&self.tokens.pos_embed)?;
+        for block in &self.blocks {
+            x = block.forward(&x, pass)?;
+        }
+        if normed { self.norm.forward(&x) } else { Ok(x) }
     }
 }

@@ -52,7 +52,6 @@ pub struct AdamW {
 #[derive(Debug)]
 struct Slot {
     name: String,
-    lr_scale: f64,
     weight_decay: f64,
     var: Var,
     moments: Moments,
@@ -89,7 +88,6 @@ impl AdamW {
                 let moments = Moments::zeros(&var)?;
                 slots.push(Slot {
                     name,
-                    lr_scale: group.lr_scale,
                     weight_decay: group.weight_decay,
                     var,
                     moments,
@@ -105,7 +103,7 @@ impl AdamW {
         })
     }
 
-    /// Updates every parameter that has a gradient with learning rate `lr` times its group's scale.
+    /// Updates every parameter that has a gradient with learning rate `lr`.
     pub fn step(&mut self, grads: &Gradients, lr: f64) -> Result<()> {
         self.step_scaled(grads, 1.0, lr)
     }
@@ -127,7 +125,6 @@ impl AdamW {
             let Some(grad) = by_name.get(slot.name.as_str()) else {
                 continue;
             };
-            let lr = lr * slot.lr_scale;
             let coefficients =
                 Coefficients::new(&self.options, self.steps, factor, lr, slot.weight_decay);
             slot.moments.update(&slot.var, grad, &coefficients)?;

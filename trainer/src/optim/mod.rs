@@ -15,5 +15,5 @@ pub use adamw::{AdamW, AdamWOptions, UnreadNorms};
 pub use ema::Ema;
 pub use gradients::Gradients;
 pub use lars::Lars;
-pub use param_groups::{ParamGroup, layer_groups, param_groups};
+pub use param_groups::{LayerGroups, ParamGroup, layer_groups, param_groups};
 pub use schedule::{LrOrder, Place, Schedule};

@@ -4,11 +4,9 @@
 
 use candle_core::Var;
 
-/// Parameters that share a weight decay and a share of the learning rate.
+/// Parameters that share a weight decay.
 #[derive(Clone, Debug)]
 pub struct ParamGroup {
-    /// What the learning rate is multiplied with; 1 but for [`layer_groups`].
-    pub lr_scale: f64,
     /// Decoupled weight decay of the group, per unit of learning rate.
     pub weight_decay: f64,
     /// Name and variable of each parameter, in the model's registration order.
@@ -36,16 +34,23 @@ pub fn param_groups(
         .partition(|(name, var)| spared_from_decay(name, var.rank()));
     [
         ParamGroup {
-            lr_scale: 1.0,
             weight_decay: 0.0,
             params: spared,
         },
         ParamGroup {
-            lr_scale: 1.0,
             weight_decay,
             params: decayed,
         },
     ]
+}
+
+/// Parameters of a layer, for an optimizer of its own.
+#[derive(Clone, Debug)]
+pub struct LayerGroups {
+    /// What the learning rate is multiplied with.
+    pub lr_scale: f64,
+    /// As [`param_groups`] splits them.
+    pub groups: [ParamGroup; 2],
 }
 
 /// Splits the parameters of a vision transformer by layer, the first ones learning slowest: layer `i` of `depth + 2` (the
@@ -60,26 +65,20 @@ pub fn layer_groups(
     depth: usize,
     layer_decay: f64,
     weight_decay: f64,
-) -> Vec<ParamGroup> {
-    let mut groups: Vec<ParamGroup> = Vec::new();
+) -> Vec<LayerGroups> {
+    let mut layers: Vec<LayerGroups> = (0..depth + 2)
+        .map(|layer| LayerGroups {
+            lr_scale: layer_decay.powi((depth + 1 - layer) as i32),
+            groups: param_groups([], weight_decay),
+        })
+        .collect();
     for (name, var) in params {
-        let below_last = (depth + 1 - layer_of(&name, depth)) as i32;
-        let lr_scale = layer_decay.powi(below_last);
         let is_spared = var.rank() == 1 || matches!(name.as_str(), "pos_embed" | "cls_token");
-        let weight_decay = if is_spared { 0.0 } else { weight_decay };
-        let fits = |group: &&mut ParamGroup| {
-            (group.lr_scale, group.weight_decay) == (lr_scale, weight_decay)
-        };
-        match groups.iter_mut().find(fits) {
-            Some(group) => group.params.push((name, var)),
-            None => groups.push(ParamGroup {
-                lr_scale,
-                weight_decay,
-                params: vec![(name, var)],
-            }),
-        }
+        let [spared, decayed] = &mut layers[layer_of(&name, depth)].groups;
+        let group = if is_spared { spared } else { decayed };
+        group.params.push((name, var));
     }
-    groups
+    layers
 }
 
 /// 0 to `depth + 1`.
@@ -164,12 +163,15 @@ mod tests {
         }
         params.push(("fc_norm.weight".to_string(), var(&[4])));
         params.push(("head.weight".to_string(), var(&[10, 4])));
-        let groups = layer_groups(params, 12, 0.65, 0.05);
-        assert_eq!(groups.len(), 28);
+        let layers = layer_groups(params, 12, 0.65, 0.05);
+        assert_eq!(layers.len(), 14);
         let of = |name: &str| {
-            let has = |group: &&ParamGroup| group.params.iter().any(|(n, _)| n == name);
-            let group = groups.iter().find(has).unwrap();
-            (group.lr_scale, group.weight_decay)
+            let of_layer = |layer: &LayerGroups| {
+                let has = |group: &&ParamGroup| group.params.iter().any(|(n, _)| n == name);
+                let group = layer.groups.iter().find(has)?;
+                Some((layer.lr_scale, group.weight_decay))
+            };
+            layers.iter().find_map(of_layer).unwrap()
         };
         let close = |(scale, decay): (f64, f64), layer: usize, expected: f64| {
             assert!((scale - VIT_B_SCALES[layer]).abs() < 1e-12, "{scale}");

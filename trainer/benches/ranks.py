@@ -2,11 +2,12 @@
 """Pairs a second of one rank with one thread, of two such ranks over MPI, and of one process with two threads.
 
     cargo build --release --features mpi
-    trainer/benches/ranks.py [--rounds 5] [--steps 4] [--batch 16] [--program target/release/pairquet]
+    trainer/benches/ranks.py [--rounds 5] [--steps 4] [--batch 32] [--program target/release/pairquet]
 
 CropMAE ViT-S/16 on made pictures; the three are timed in turn. A run's first step is left out, a figure is the median over its other
 steps, a ratio the median of the rounds' ratios. CPU seconds are those of whole runs, all ranks and their start included: on a busy
-machine, where two processes are given more of the cores than one, they tell what the rates do not. Needs mpirun and nothing but Python's own library.
+machine, where two processes are given more of the cores than one, they tell what the rates do not. Every rank makes the whole
+optimizer step, so the smaller the batch, the less a second rank gives. Needs mpirun and nothing but Python's own library.
 """
 
 import argparse
@@ -26,7 +27,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--batch", type=int, default=16, help="over all ranks")
+    parser.add_argument("--batch", type=int, default=32, help="over all ranks")
     parser.add_argument("--program", default=ROOT / "target/release/pairquet")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

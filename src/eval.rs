@@ -21,7 +21,7 @@ pub enum Command {
     /// were resized beforehand. Scores are reported twice. "original" brings the predicted masks to the size of the annotations
     /// (854x480 in the release), which is what DAVIS's own evaluation compares. "resized" brings the annotations to the size of
     /// the network's input (480x880), which is what CropMAE's published numbers compare, because its frames and annotations were
-    /// both resized beforehand. The two differ by some tenths of a point, most of it in F, whose contours are compared within a
+    /// both resized beforehand. The two differ by up to a point or two, most of it in F, whose contours are compared within a
     /// distance that depends on the size. Compare a number only with one of its own kind.
     Davis(videos::DavisArgs),
     /// VIP: mean intersection over union of 20 body parts carried from the first frame, over all pixels of the set.

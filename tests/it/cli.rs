@@ -6,7 +6,7 @@ use crate::support::{demo_set, fails, json, ok, utf8};
 fn help_names_every_verb() {
     let help = ok(&["--help"]);
     for verb in [
-        "convert", "inspect", "verify", "bench", "train", "import", "export", "demo",
+        "convert", "inspect", "verify", "bench", "train", "eval", "import", "export", "demo",
     ] {
         assert!(help.contains(verb), "{verb} is missing from\n{help}");
         assert!(ok(&[verb, "--help"]).contains("Usage"));

@@ -48,7 +48,7 @@ def main():
     parser.add_argument("--scores", action="store_true", help="score both and compare")
     parser.add_argument("--pairquet", type=pathlib.Path, default=ROOT / "target/release/pairquet")
     options = parser.parse_args()
-    missing = [name for name in ("torch", "timm", "safetensors", "PIL") if importlib.util.find_spec(name) is None]
+    missing = [name for name in ("numpy", "torch", "timm", "safetensors", "PIL") if importlib.util.find_spec(name) is None]
     if missing:
         print(f"SKIPPED: no {', '.join(missing)} in {sys.executable}", file=sys.stderr)
         return

@@ -33,8 +33,8 @@ const CASES: [Case; 2] = [
     (
         480,
         880,
-        6,
-        &[("car-shadow", &[(0.797_353_866, 0.605_793_917)])],
+        4,
+        &[("car-shadow", &[(0.808_102_276, 0.629_212_867)])],
     ),
     (
         240,
@@ -76,14 +76,13 @@ fn davis_with_vits16_scores_as_the_reference() {
     };
     exchange::export(&imported, &exported, &options).unwrap();
 
-    for (file, cases) in [
-        (&encoder, &CASES[..]),
-        (&exported.join("checkpoint.pth"), &CASES[1..]),
-    ] {
+    let pth = exported.join("checkpoint.pth");
+    // Through the .pth one sequence is enough.
+    for (file, cases, n_sequences) in [(&encoder, &CASES[..], 3), (&pth, &CASES[1..], 1)] {
         let read = ReadOptions::default();
         let (encoder, _) = FrozenEncoder::load(file, &read, &Device::Cpu).unwrap();
         for &(height, width, n_frames, sequences) in cases {
-            for (name, want) in sequences {
+            for (name, want) in sequences.iter().take(n_sequences) {
                 let got = score(&encoder, &data, name, n_frames, Size { height, width });
                 assert_eq!(got.len(), want.len());
                 for (i, (got, want)) in got.iter().zip(*want).enumerate() {

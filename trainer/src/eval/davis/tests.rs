@@ -40,13 +40,7 @@ impl DataSet {
                 .enumerate()
                 .flat_map(|(i, label)| [200 * label, (i * 37 % 100) as u8, 60])
                 .collect();
-            let mut png = Vec::new();
-            let mut encoder = png::Encoder::new(&mut png, SIZE.width as u32, SIZE.height as u32);
-            encoder.set_color(png::ColorType::Rgb);
-            let mut writer = encoder.write_header().unwrap();
-            writer.write_image_data(&pixels).unwrap();
-            drop(writer);
-            write(set.frame(t), &png);
+            write(set.frame(t), &rgb_png(SIZE, &pixels));
             write(set.annotation(t), &[]);
             write_labels(&set.annotation(t), &labels, SIZE, &davis_palette()).unwrap();
         }
@@ -102,6 +96,16 @@ impl DataSet {
     fn problem(&self) -> String {
         self.score(None).unwrap_err().to_string()
     }
+}
+
+fn rgb_png(size: Size, pixels: &[u8]) -> Vec<u8> {
+    let mut png = Vec::new();
+    let mut encoder = png::Encoder::new(&mut png, size.width as u32, size.height as u32);
+    encoder.set_color(png::ColorType::Rgb);
+    let mut writer = encoder.write_header().unwrap();
+    writer.write_image_data(pixels).unwrap();
+    drop(writer);
+    png
 }
 
 fn tiny_encoder() -> FrozenEncoder {
@@ -189,6 +193,10 @@ fn each_fault_names_its_file() {
             (0..N_FRAMES).for_each(|t| set.rewrite_annotation(t, smaller, |_, label| label));
         },
         &["square/00000.png", "24x31", "24x32"],
+    );
+    fault(
+        &|set| fs::write(set.frame(3), rgb_png(smaller, &vec![9; smaller.area() * 3])).unwrap(),
+        &["JPEGImages/480p/square/00003.png", "24x31", "24x32"],
     );
     fault(
         &|set| fs::write(set.annotation(1), "nonsense").unwrap(),

@@ -1,8 +1,8 @@
-//! The losses.
+//! Targets of the reconstruction, whose error is [`crate::ops::patch_mse`], and the contrastive loss.
 //!
-//! Letters: B batch, N patches, P values of a patch.
+//! Letters: B batch, P values of a patch, Z width of a projection.
 
-use candle_core::{D, DType, Tensor};
+use candle_core::{D, Tensor};
 
 use crate::error::{Error, Result};
 
@@ -24,17 +24,6 @@ pub fn pixel_targets(patches: &Tensor, norm_pix: bool) -> Result<Tensor> {
     let centred = patches.broadcast_sub(&patches.mean_keepdim(D::Minus1)?)?;
     let var = (centred.sqr()?.sum_keepdim(D::Minus1)? / (n_values as f64 - 1.0))?;
     Ok(centred.broadcast_div(&(var + NORM_PIX_EPS)?.sqrt()?)?)
-}
-
-/// Mean squared error of `pred` `[B, N, P]` against `target` over the removed patches (`mask` `[B, N]` is 1 there):
-/// the mean over a patch's values, then the mean over all removed patches of the batch.
-///
-/// # Errors
-/// If the shapes do not fit.
-pub fn masked_patch_mse(pred: &Tensor, target: &Tensor, mask: &Tensor) -> Result<Tensor> {
-    let per_patch = (pred - target)?.sqr()?.mean(D::Minus1)?; // [B, N]
-    let n_removed = mask.to_dtype(DType::F64)?.sum_all()?.to_scalar::<f64>()?;
-    Ok(((per_patch * mask)?.sum_all()? / n_removed)?)
 }
 
 /// What queries are compared with: one key for each sample of the batch over all ranks.
@@ -125,22 +114,6 @@ mod tests {
     use candle_core::Device;
 
     use super::*;
-
-    #[test]
-    fn only_removed_patches_count() {
-        let pred = Tensor::new(
-            &[[[1f32, 1.0], [5.0, 7.0]], [[0.0, 2.0], [9.0, 9.0]]],
-            &Device::Cpu,
-        )
-        .unwrap();
-        let target = pred.zeros_like().unwrap();
-        let mask = Tensor::new(&[[1f32, 0.0], [1.0, 0.0]], &Device::Cpu).unwrap();
-        let loss = masked_patch_mse(&pred, &target, &mask)
-            .unwrap()
-            .to_scalar::<f32>()
-            .unwrap();
-        assert_eq!(loss, (1.0 + 2.0) / 2.0);
-    }
 
     #[test]
     fn flat_patches_normalise_to_zero() {

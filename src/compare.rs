@@ -1,9 +1,10 @@
 //! `pairquet compare`: many runs that share everything but what they compare, and one report.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use pipeline::Stop;
 use pipeline::convert::Part;
 use serde::Serialize;
@@ -69,7 +70,7 @@ struct Listed {
 pub fn run(args: Args, out: &Output) -> Result<ExitCode> {
     if let Some(Verb::Report(args)) = args.verb {
         let dir = args.out.as_ref().unwrap_or(&args.dirs[0]);
-        std::fs::create_dir_all(dir)?;
+        std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
         report(&args.dirs, dir, out)?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -101,8 +102,8 @@ pub fn run(args: Args, out: &Output) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Makes data and runs; whether they are complete. Also used by the demo.
-pub fn make(
+/// Makes data and runs; whether they are complete.
+fn make(
     config: &CompareConfig,
     dir: &Path,
     which: Which,
@@ -139,8 +140,8 @@ pub fn make(
     Ok(complete?)
 }
 
-/// Writes and prints the report of some folders. Also used by the demo.
-pub fn report(dirs: &[PathBuf], into: &Path, out: &Output) -> Result<()> {
+/// Writes and prints the report of some folders.
+fn report(dirs: &[PathBuf], into: &Path, out: &Output) -> Result<()> {
     let report = Report::collect(dirs)?;
     report.write(into)?;
     out.result(&report, |report| {
@@ -153,9 +154,15 @@ pub fn report(dirs: &[PathBuf], into: &Path, out: &Output) -> Result<()> {
 }
 
 fn make_data(synthetic: &Synthetic, stop: &Stop, out: &Output) -> Result<()> {
-    let raw = synthetic.dir.join("raw");
+    let dir = &synthetic.dir;
+    std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+    let path = dir.join("lock");
+    let lock = File::create(&path).with_context(|| format!("making {}", path.display()))?;
+    lock.lock()
+        .with_context(|| format!("locking {}", path.display()))?; // other parts wait until it is made
+    let raw = dir.join("raw");
     made::raw(&raw, &synthetic.train, &synthetic.sequences, out)?;
-    made::shards(&raw, &synthetic.dir.join("shards"), stop, out)
+    made::shards(&raw, &dir.join("shards"), stop, out)
 }
 
 fn list(config: &CompareConfig, out: &Output) -> Result<ExitCode> {

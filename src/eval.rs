@@ -1,6 +1,7 @@
 //! `pairquet eval`: what a trained encoder is worth.
 
 mod classify;
+mod pictures;
 mod videos;
 
 use std::path::PathBuf;
@@ -33,6 +34,8 @@ pub enum Command {
     /// Reads joint_positions/CLASS/CLIP/joint_positions.mat and Rename_Images/CLASS/CLIP. Papers score the 268 clips of the first
     /// test split: name them with --list; without it all clips are scored.
     Jhmdb(videos::JhmdbArgs),
+    /// Draw what an encoder sees: features as colours, attention of the class token.
+    Pictures(pictures::PicturesArgs),
     /// Load a checkpoint as the evaluations do, and say what it is: sizes, epoch, a hash of its weights.
     Checkpoint(CheckpointArgs),
     /// Classify by the nearest neighbours of frozen features (DINO's protocol).
@@ -106,6 +109,7 @@ pub fn run(command: Command, out: &Output) -> Result<ExitCode> {
         Command::Davis(args) => videos::run_davis(args, out),
         Command::Vip(args) => videos::run_vip(args, out),
         Command::Jhmdb(args) => videos::run_jhmdb(args, out),
+        Command::Pictures(args) => pictures::run_pictures(&args, out),
         Command::Checkpoint(args) => checkpoint(&args.shared, out),
         Command::Knn(args) => classify::run_knn(args, out),
         Command::Probe(args) => classify::run_probe(args, out),

@@ -16,6 +16,7 @@ use trainer::eval::propagate::{FeedBack, Propagation};
 use trainer::eval::results::{DataId, RESULTS_FILE, Results, Versions};
 use trainer::eval::run::{Event, Found, Job, Scores, Video};
 use trainer::eval::sampling::Size;
+use trainer::eval::sheets;
 use trainer::eval::video::{BATCH_FRAMES, Input, Worker};
 use trainer::eval::vip::{self, CLASSES, VipScores, VipSettings};
 
@@ -131,7 +132,7 @@ fn positive(text: &str) -> Result<usize, String> {
     }
 }
 
-fn input_size(text: &str) -> Result<InputSize, String> {
+pub(super) fn input_size(text: &str) -> Result<InputSize, String> {
     Ok(match text.split_once('x') {
         None => InputSize::LongSide(positive(text)?),
         Some((height, width)) => InputSize::Exactly(Size {
@@ -149,7 +150,7 @@ pub struct DavisArgs {
     /// The list of sequences in ImageSets/2017, without .txt.
     #[arg(long, default_value = "val", conflicts_with = "list")]
     subset: String,
-    /// Write the predicted masks there as palette PNGs of the annotations' size.
+    /// Write the predicted masks there as palette PNGs of the annotations' size, and a contact sheet of the first sequences.
     #[arg(long, value_name = "DIR")]
     masks: Option<PathBuf>,
     /// Of equal labels take the one of the lowest index; the reference orders by blue, green and red.
@@ -216,14 +217,21 @@ pub fn run_davis(args: DavisArgs, out: &Output) -> Result<ExitCode> {
         // Masks are written while a sequence is scored, so all of them have to be.
         keeps_scores: masks.is_none(),
     };
-    evaluate(
+    let code = evaluate(
         &args.common,
         job,
         &found,
         |worker, sequence, data| davis::evaluate(worker, sequence, data, order, masks),
         davis_table,
         out,
-    )
+    )?;
+    if let Some(masks) = masks.filter(|_| code == ExitCode::SUCCESS) {
+        let sequences: Vec<_> = found.iter().filter_map(|(_, s)| s.as_ref().ok()).collect();
+        let path = masks.join("sheet.png");
+        sheets::write(&path, &sheets::masks(&sequences, masks)?)?;
+        out.say(format!("masks over frames: {}", path.display()));
+    }
+    Ok(code)
 }
 
 /// Runs `eval vip`.

@@ -6,13 +6,14 @@ use std::process::Stdio;
 use std::thread::sleep;
 use std::time::Duration;
 
+use crate::eval::davis;
 use crate::support::{demo_set, fails, json, ok, pairquet, run, text, utf8};
 
 /// Two methods and an untrained one, two seeds, four steps, on the demo's data.
 fn config(dir: &Path) -> PathBuf {
     let demo = demo_set();
     let (images, clips) = (demo.join("shards/images"), demo.join("shards/clips"));
-    let sequences = demo.join("raw/sequences");
+    let sequences = davis(dir);
     let path = dir.join("tiny.toml");
     let text = format!(
         r#"
@@ -29,7 +30,7 @@ optim = {{ lr = 1e-3 }}
 run = {{ log_every = 1, pictures_samples = 2 }}
 [train.eval]
 pictures = true
-davis = {{ data = "{}", input = [32, 32] }}
+davis = {{ data = "{}", input = [48, 64] }}
 [[method]]
 name = "CropMAE"
 published = "cropmae_in1k"

@@ -45,7 +45,7 @@ fn write_frame(path: &Path, t: usize) {
 }
 
 /// Two sequences in DAVIS's layout.
-fn davis(root: &Path) -> PathBuf {
+pub fn davis(root: &Path) -> PathBuf {
     let root = root.join("davis");
     for name in ["one", "two"] {
         for t in 0..N_FRAMES {

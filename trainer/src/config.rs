@@ -23,7 +23,7 @@ use crate::ops::Precision;
 use crate::optim::schedule::{LrOrder, Schedule, scaled_lr, warmup_epochs};
 
 /// Most that a count of a configuration may be, so that no product of two of them overflows.
-const MAX_COUNT: u64 = 1 << 31;
+pub(crate) const MAX_COUNT: u64 = 1 << 31;
 
 /// One experiment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -38,12 +38,13 @@ pub fn open(name: &str) -> Result<Device> {
 }
 
 /// The device of the name for one of several processes of a machine: a GPU without a number is that of the local rank.
+///
+/// `"auto"` is the same kind for all of them: with fewer GPUs than processes the rest get one that cannot be opened, which
+/// is an error, and not the CPU, on which they would wait for the others in vain.
 pub fn of_local_rank(name: &str, local_rank: usize) -> String {
     match name {
         "cuda" => format!("cuda:{local_rank}"),
-        "auto" if cfg!(feature = "cuda") && open_cuda(name, local_rank).is_ok() => {
-            format!("cuda:{local_rank}")
-        }
+        "auto" if sees_gpu() => format!("cuda:{local_rank}"),
         "auto" => "cpu".to_owned(),
         other => other.to_owned(),
     }
@@ -110,6 +111,16 @@ fn open_cuda(name: &str, index: usize) -> Result<Device> {
         problem: source.to_string(),
     };
     cuda::open(index).map_err(refused)
+}
+
+#[cfg(feature = "cuda")]
+fn sees_gpu() -> bool {
+    cuda::count().is_ok_and(|n_gpus| n_gpus > 0)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn sees_gpu() -> bool {
+    false
 }
 
 /// Lets a GPU's products of f32 round their factors to TF32, or not, for the whole process. Everything else that a

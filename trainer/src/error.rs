@@ -83,7 +83,7 @@ pub enum Error {
         what: String,
         /// The value met.
         value: f64,
-        /// Keys of the samples in the step's batches.
+        /// Keys of the samples in the step's batches, as this rank saw them.
         keys: String,
         /// Folder of the newest checkpoint, or `none`.
         last_checkpoint: String,

@@ -185,7 +185,9 @@ where
 }
 
 /// As [`apply1`], of two tensors.
-pub(crate) fn apply2<C>(a: &Tensor, b: &Tensor, op: C) -> Result<Tensor>
+///
+/// * `shares`: whether the operation's backward pass gives its upstream gradient on as it is.
+pub(crate) fn apply2<C>(a: &Tensor, b: &Tensor, shares: bool, op: C) -> Result<Tensor>
 where
     C: 'static + CustomOp2 + Send + Sync,
 {
@@ -194,7 +196,7 @@ where
     }
     let y = a.apply_op2_no_bwd(b, &op)?;
     let (a_saved, b_saved) = (a.clone(), b.clone());
-    push(&y, &[a, b], false, move |dy| {
+    push(&y, &[a, b], shares, move |dy| {
         let (da, db) = op.bwd(&a_saved, &b_saved, &no_result(dy)?, dy)?;
         Ok(vec![da, db])
     });
@@ -411,6 +413,9 @@ mod tests {
 
     use super::*;
     use crate::error::Error;
+    use crate::masking::StepRandomness;
+    use crate::nn::dropout::KeepMask;
+    use pipeline::rng::Purpose;
 
     fn var(values: &[f32]) -> Var {
         Var::new(values, &Device::Cpu).unwrap()
@@ -473,6 +478,33 @@ mod tests {
             left,
             [(late.id(), vec![2.0], 1), (early.id(), vec![3.0], 1)]
         );
+    }
+
+    #[test]
+    fn a_gradient_that_two_hold_is_not_added_to_in_place() {
+        let step = StepRandomness {
+            seed: 1,
+            epoch: 0,
+            samples: vec![0, 1],
+        };
+        let all = KeepMask::draw(&step, Purpose::Dropout, "test", 1, 0.0).unwrap();
+        let (x, branch) = (var(&[2.0, 3.0]), var(&[5.0, 7.0]));
+        let (bias, scale) = (var(&[1.0, 1.0]), var(&[10.0, 20.0]));
+        let (y, tape) = record(|| {
+            let sum = ops::add(&x, &branch, Some(&all))?;
+            let sum = ops::add(&sum, &bias, None)?;
+            ops::add(&product(&sum, &scale)?, &x, None)
+        })
+        .unwrap();
+        let mut given = HashMap::new();
+        tape.backward(&y, 1.0, &mut |id, gradient| {
+            given.insert(id, gradient);
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(values(&given[&bias.id()]), [10.0, 20.0]);
+        assert_eq!(values(&given[&branch.id()]), [10.0, 20.0]);
+        assert_eq!(values(&given[&x.id()]), [11.0, 21.0]);
     }
 
     #[test]

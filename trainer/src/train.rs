@@ -76,7 +76,8 @@ pub fn train(
 /// As [`train`], as one of several processes that share every batch and make the steps that one would make alone.
 ///
 /// Every rank calls this with the same configuration and the same run folder, which all must see. Rank 0 alone writes
-/// there and tells of progress; a wish to stop on any rank stops all at the same place.
+/// there (but for the keys of the samples of a step that is not finite) and tells of progress; a wish to stop on any rank
+/// stops all at the same place.
 ///
 /// # Errors
 /// As [`train`], on the rank that it concerns, which has to end the others ([`Ranks::abort`]); [`Error::Ranks`] if the
@@ -248,7 +249,7 @@ pub fn train_from(
                 tape::record(|| model.forward(&views, &randomness, true))
             })?;
             loss.add(&forward, plan.accum_steps)?;
-            watch::check_loss(step, &loss, run_dir, &checkpoints)?; // before the update; names the step and its samples
+            watch::check_loss(step, &loss, ranks, run_dir, &checkpoints)?; // before the update; names step and samples
             let mut on_ready = |name: &str, grad: &Tensor| match micro_batch == plan.accum_steps {
                 true => buckets.ready(name, grad), // final, and on its way to the other ranks
                 false => Ok(()),
@@ -264,7 +265,7 @@ pub fn train_from(
         loss.average(ranks)?;
         bad.update(ranks, &loader)?;
         let norms = clip::norms(&grads)?;
-        watch::check_gradients(step, &norms, &loss, run_dir, &checkpoints)?;
+        watch::check_gradients(step, &norms, &loss, ranks, run_dir, &checkpoints)?;
         if step == 1
             && let Some(text) = watch::check_coverage(&norms, config.model.drop_path)?
         {

@@ -58,7 +58,8 @@ pub fn imagenet(
 /// Makes an image set of Parquet files that others wrote, such as those of the Hugging Face hub.
 ///
 /// * `src`: a `.parquet` file, a folder of them, or the address of either (`hf://datasets/OWNER/NAME`); of a folder those
-///   files are read that belong to the split, see [`shards::ForeignSet::open_in`]. * `dst`: as in [`imagenet`].
+///   files are read that belong to the split, see [`shards::ForeignSet::open_in`].
+/// * `dst`: as in [`imagenet`].
 ///
 /// A picture is called by its file's column of names, or by the path beside it without its ending; by its file and row
 /// where there is no such name or several rows have it. Rows without a picture are skipped, as are those of row groups

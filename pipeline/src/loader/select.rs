@@ -359,7 +359,13 @@ fn label_of(set: &dyn Choosable, class: &str) -> Result<i32> {
     let labels: Range<usize> = 0..classes.len();
     let by_id = labels.clone().find(|&at| classes[at].id == class);
     let mut by_name = labels.clone().filter(|&at| classes[at].name == class);
-    let by_number = || class.parse().ok().filter(|at| labels.contains(at));
+    // A set that names no classes may have any label.
+    let by_number = || {
+        class
+            .parse()
+            .ok()
+            .filter(|at| classes.is_empty() || labels.contains(at))
+    };
     let found = match (by_id, by_name.next(), by_name.next()) {
         (Some(at), ..) => Some(at),
         (None, Some(_), Some(_)) => {

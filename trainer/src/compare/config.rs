@@ -18,7 +18,7 @@ pub struct CompareConfig {
     pub name: String,
     /// What the comparison asks: the head of its report.
     pub question: String,
-    /// Each method is trained once with each of them. Three or more give an interval.
+    /// Each method is trained once with each of them. Two or more give an interval.
     pub seeds: Vec<u64>,
     /// Evaluations of each run, spread evenly over its steps; the last one is at its end.
     #[serde(default = "one")]
@@ -79,7 +79,7 @@ pub enum Budget {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Synthetic {
-    /// Where: `images` and `clips` (shards) and `sequences` (as DAVIS) are made in it.
+    /// Where: `raw` (`images`, `clips`, and `sequences` as DAVIS) and `shards` (`images`, `clips`) are made in it.
     pub dir: PathBuf,
     /// What the training data is made of.
     #[serde(default)]
@@ -212,6 +212,7 @@ impl CompareConfig {
         let mut config = TrainConfig::from_table(table, &[] as &[&str])?;
         config.name = format!("{} / {} / seed {seed}", self.name, method.name);
         config.seed = seed;
+        config.eval.times = Some(self.evaluations);
         self.budget.apply(&mut config)?;
         config.resolved()
     }

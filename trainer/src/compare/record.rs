@@ -77,7 +77,7 @@ impl Record {
     /// Writes `record.json` in one go.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Json`] if a number is not finite.
+    /// [`Error::Io`] naming the file; [`Error::Json`].
     pub fn write(&self, run_dir: &Path) -> Result<()> {
         let path = run_dir.join(RECORD_FILE);
         let mut text = serde_json::to_vec_pretty(self).map_err(json(&path))?;
@@ -96,14 +96,15 @@ impl Record {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(Error::io(&path)(error)),
         };
-        serde_json::from_slice(&text).map(Some).map_err(json(&path))
-    }
-
-    /// Whether this step was evaluated by this protocol.
-    pub fn has(&self, step: u64, protocol: &str) -> bool {
-        self.scores
-            .iter()
-            .any(|score| score.step == step && score.protocol == protocol)
+        let record: Record = serde_json::from_slice(&text).map_err(json(&path))?;
+        if record.format != RECORD_FORMAT {
+            return Err(Error::Config(format!(
+                "{} has format {}, expected {RECORD_FORMAT}",
+                path.display(),
+                record.format
+            )));
+        }
+        Ok(Some(record))
     }
 }
 
@@ -241,7 +242,13 @@ mod tests {
         record.write(dir.path()).unwrap();
         let read = Record::read(dir.path()).unwrap().unwrap();
         assert_eq!(read, record);
-        assert!(read.has(5, "davis") && !read.has(5, "vip") && !read.has(4, "davis"));
+        let newer = Record {
+            format: RECORD_FORMAT + 1,
+            ..record
+        };
+        newer.write(dir.path()).unwrap();
+        let error = Record::read(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("format 2"), "{error}");
         fs::write(dir.path().join(RECORD_FILE), "{").unwrap();
         let error = Record::read(dir.path()).unwrap_err().to_string();
         assert!(error.contains(RECORD_FILE), "{error}");

@@ -81,6 +81,9 @@ pub fn run(
             runs.len()
         )));
     }
+    for spec in &runs {
+        expect_same(config, spec, &out.join(&spec.dir))?; // before anything is written
+    }
     fs::create_dir_all(out).map_err(Error::io(out))?;
     let text = toml::to_string(config).map_err(|error| Error::ConfigSyntax(error.to_string()))?;
     files::replace(&out.join(COMPARE_FILE), text.as_bytes())?;
@@ -104,23 +107,13 @@ fn one(
     fs::create_dir_all(dir).map_err(Error::io(dir))?;
     let method = &config.methods[spec.method];
     let known = Record::read(dir)?;
+    if known.as_ref().is_some_and(|known| known.complete) {
+        see(CompareEvent::Complete(spec));
+        return Ok(true);
+    }
     let Some(train_config) = in_time(config, spec, dir, stop)? else {
         return Ok(false);
     };
-    if let Some(known) = &known {
-        let changed = differences(&known.config, &train_config)?;
-        let changes = [changed.fatal, changed.noted].concat();
-        if !changes.is_empty() {
-            return Err(Error::ConfigChanged {
-                path: dir.to_path_buf(),
-                differences: changes.join("; "),
-            });
-        }
-        if known.complete {
-            see(CompareEvent::Complete(spec));
-            return Ok(true);
-        }
-    }
     see(CompareEvent::Begins(spec));
     let device = device::open(&train_config.device)?;
     let mut record = Record {
@@ -135,11 +128,17 @@ fn one(
         scores: Vec::new(),
         config: train_config.clone(),
     };
+    record.write(dir)?;
     let mut told = |event: Event| see(CompareEvent::Run(event));
     if method.untrained {
         let (encoder, id) = untrained(&train_config, &device)?;
-        during::evaluate(&train_config.eval, &encoder, &id, 0, dir, stop, &mut told)?;
-        record.complete = !stop.is_requested();
+        match during::evaluate(&train_config.eval, &encoder, &id, 0, dir, stop, &mut told) {
+            Err(Error::Stopped) => {}
+            result => {
+                result?;
+                record.complete = true;
+            }
+        }
     } else {
         let summary = during::train(&Ranks::single(), &train_config, dir, stop, &mut told)?;
         record.complete = summary.complete;
@@ -148,6 +147,31 @@ fn one(
     record.scores = during::scores(dir)?;
     record.write(dir)?;
     Ok(record.complete)
+}
+
+/// # Errors
+/// [`Error::ConfigChanged`] if the folder holds the run of another configuration. The steps of a budget in hours are the
+/// run's own.
+fn expect_same(config: &CompareConfig, spec: &RunSpec, dir: &Path) -> Result<()> {
+    let Some(known) = Record::read(dir)? else {
+        return Ok(());
+    };
+    let mut new = spec.config.clone();
+    if config.budget.steps_in_time(1.0, 1).is_some() {
+        new.optim.max_steps = known.config.optim.max_steps;
+    }
+    let changed = differences(&known.config, &new)?;
+    let mut changes = [changed.fatal, changed.noted].concat();
+    if known.config.eval != new.eval {
+        changes.push("eval: other than before".to_string());
+    }
+    if changes.is_empty() {
+        return Ok(());
+    }
+    Err(Error::ConfigChanged {
+        path: dir.to_path_buf(),
+        differences: changes.join("; "),
+    })
 }
 
 /// The run's configuration, with the steps that fit a budget in hours; `None` if measuring them was stopped.
@@ -170,6 +194,9 @@ fn in_time(
                 path.display()
             ))
         })?,
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(Error::io(&path)(error));
+        }
         Err(_) => {
             let Some(rate) = measure(&train_config, &dir.join("measure"), stop)? else {
                 return Ok(None);

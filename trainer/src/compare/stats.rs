@@ -9,8 +9,8 @@ const T_95: [f64; 30] = [
     2.052, 2.048, 2.045, 2.042,
 ];
 
-/// The same for more.
-const T_95_MANY: f64 = 1.960;
+/// The same for more: that of 30, which is a little wide.
+const T_95_MANY: f64 = 2.042;
 
 /// Values of one quantity, one a seed.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]

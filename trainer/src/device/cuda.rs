@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaEvent, CudaStream, DevicePtr, PinnedHostSlice, result, sys,
+    CudaContext, CudaEvent, CudaStream, DevicePtr, PinnedHostSlice, result, sys,
 };
 use candle_core::{CudaDevice, DType, Device, Result, Storage, Tensor, bail};
 
@@ -22,6 +22,11 @@ pub fn open(index: usize) -> Result<Device> {
     unsafe { cuda.disable_event_tracking() };
     keep_freed_memory(cuda)?;
     Ok(device)
+}
+
+/// How many GPUs this process sees.
+pub fn count() -> Result<i32> {
+    CudaContext::device_count().w()
 }
 
 /// Whether products of f32 may round their factors to TF32.

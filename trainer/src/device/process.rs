@@ -50,6 +50,10 @@ pub fn cores() -> usize {
 }
 
 /// Whether the launcher bound this process to some of its own cores, as mpirun and srun do and torchrun does not.
+///
+/// A script between the two is bound as well and hides it: the rank then takes too small a share. The machine's cores are
+/// nothing to compare with instead, since a container or a job that holds only some of them would look like a binding, and
+/// each rank would take all of those.
 #[cfg(target_os = "linux")]
 fn is_bound_by_launcher() -> bool {
     let allowed = |pid: u32| {

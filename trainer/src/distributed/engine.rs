@@ -12,8 +12,8 @@ const ABORT_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Collective operations: every rank calls the same ones in the same order with tensors of the same shape and type.
 ///
-/// An engine lives on one thread and need not be able to move between threads. Dropping it leaves in peace, for which
-/// it may wait until the others do the same.
+/// An engine lives on one thread and need not be able to move between threads. Dropping it leaves, in peace
+/// where the library can, for which it may wait until the others do the same.
 pub(super) trait Engine {
     /// The sum over the ranks, element by element; the same bits on every rank.
     ///

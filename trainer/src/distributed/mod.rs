@@ -169,14 +169,6 @@ impl Ranks {
         }
     }
 
-    /// Waits until every rank is here.
-    ///
-    /// # Errors
-    /// As [`Self::exchange`].
-    pub fn barrier(&self) -> Result<()> {
-        self.any(false).map(drop)
-    }
-
     /// What rank 0 says; the others bring nothing.
     ///
     /// # Errors

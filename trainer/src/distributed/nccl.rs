@@ -2,7 +2,10 @@
 //!
 //! NCCL works on a stream of its own, behind what the compute stream has been given so far; the communication thread
 //! waits for it, so a result is there for every stream when it is handed on, and a rank that is lost shows as an
-//! operation that does not end.
+//! operation that does not end: cudarc does not let us ask the communicator for errors that come while it works.
+//!
+//! cudarc's communicator can only be aborted, not finalized. So a rank that leaves does not wait for the others; its own
+//! operations have all ended by then.
 
 use std::sync::Arc;
 use std::thread::sleep;
@@ -34,7 +37,7 @@ pub(super) struct Nccl {
     device: CudaDevice,
     compute: Arc<CudaStream>,
     stream: Arc<CudaStream>,
-    /// `None` once it was aborted.
+    /// `None` once it was aborted. Dropping it aborts, too.
     comm: Option<Comm>,
 }
 
@@ -177,5 +180,5 @@ fn share_id_over_mpi(world: World, _: Option<[u8; ID_BYTES]>) -> Result<[u8; ID_
 }
 
 fn failed(what: &str, error: NcclError) -> Error {
-    Error::Ranks(format!("{what} failed: {error:?}"))
+    Error::Ranks(format!("{what} failed: {:?}", error.0)) // the error itself prints as its type's name alone
 }

@@ -30,10 +30,10 @@ pub(super) struct Meeting {
 
 impl Meeting {
     /// `None` if the environment names no place.
-    #[cfg(feature = "nccl")]
     ///
     /// # Errors
     /// [`Error::Ranks`] for an address without a port, a port without an address, or what is no port.
+    #[cfg(feature = "nccl")]
     pub fn from_env() -> Result<Option<Meeting>> {
         Meeting::from_lookup(&|name| std::env::var(name).ok())
     }

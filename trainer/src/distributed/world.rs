@@ -60,8 +60,9 @@ impl World {
     /// Reads this process's environment.
     ///
     /// torchrun's variables (`RANK`, `WORLD_SIZE`, `LOCAL_RANK`), OpenMPI's and PMI's must agree where several are set.
-    /// Slurm's (`SLURM_PROCID`, `SLURM_NTASKS`, `SLURM_LOCALID`) count only without them: they describe what surrounds
-    /// another launcher. Without any this is the only process.
+    /// Slurm's (`SLURM_PROCID`, `SLURM_NTASKS`, `SLURM_LOCALID`) count only without them, since they describe what surrounds
+    /// another launcher, or, for the place on the machine, where they give the same rank and size: `srun --mpi=pmi2` sets
+    /// no others for it. Without any this is the only process.
     ///
     /// # Errors
     /// [`Error::Ranks`] naming the variables that are missing, no numbers, out of range, or contradict each other.
@@ -140,11 +141,15 @@ impl Convention {
             (Some(rank), None) => return Err(half_set(self.rank, rank, self.size)),
             (None, Some(size)) => return Err(half_set(self.size, size, self.rank)),
         };
+        // Slurm's own mistakes are not this launcher's.
+        let task = slurm(set).ok().flatten();
+        let task = task.filter(|task| (task.rank, task.size) == (rank, size));
+        let (slurm_rank, slurm_size) = task.map_or((0, size), |t| (t.local_rank, t.local_size));
         let world = World {
             rank,
             size,
-            local_rank: local_rank.unwrap_or(0),
-            local_size: local_size.unwrap_or(size),
+            local_rank: local_rank.unwrap_or(slurm_rank),
+            local_size: local_size.unwrap_or(slurm_size),
         };
         world.checked(self).map(Some)
     }
@@ -283,6 +288,22 @@ mod tests {
         let mut variables = TORCHRUN.to_vec();
         variables.extend([("SLURM_PROCID", "1"), ("SLURM_NTASKS", "2")]);
         assert_eq!(world(&variables).unwrap(), of(5, 8, 1, 4));
+    }
+
+    #[test]
+    fn slurm_fills_in_what_pmi2_leaves_out_of_the_same_tasks() {
+        let pmi2 = [("PMI_RANK", "5"), ("PMI_SIZE", "8")];
+        let with_slurm = |rank, size| {
+            let slurm = [
+                ("SLURM_PROCID", rank),
+                ("SLURM_NTASKS", size),
+                ("SLURM_LOCALID", "1"),
+                ("SLURM_STEP_TASKS_PER_NODE", "4(x2)"),
+            ];
+            world(&[&pmi2[..], &slurm].concat()).unwrap()
+        };
+        assert_eq!(with_slurm("5", "8"), of(5, 8, 1, 4));
+        assert_eq!(with_slurm("1", "2"), of(5, 8, 0, 8)); // around another launcher
     }
 
     #[test]

@@ -71,7 +71,7 @@ pub struct Sequence {
 }
 
 /// File extensions of frames. (The release has JPEG; resized copies may be anything.)
-pub(super) const PICTURES: [&str; 5] = ["jpg", "jpeg", "png", "bmp", "webp"];
+pub const PICTURES: [&str; 5] = ["jpg", "jpeg", "png", "bmp", "webp"];
 
 impl Sequence {
     /// Pairs the pictures of `frames` with the label maps of `annotations` by their numbers.

@@ -26,13 +26,17 @@ use super::sampling::Size;
 use super::sheets;
 use super::video::{BATCH_FRAMES, Input, Worker};
 use super::vip::{self, VipScores, VipSettings};
-use crate::config::TrainConfig;
+use crate::config::{MAX_COUNT, TrainConfig};
 use crate::device;
 use crate::distributed::Ranks;
 use crate::error::{Error, Result};
 use crate::exchange::ReadOptions;
 use crate::models::Pool;
+use crate::ops::Precision;
 use crate::train::{self, Progress, Summary};
+
+/// Neighbours whose vote counts along a run: DINO's best for small encoders; fewer where the split has fewer.
+const KNN_K: usize = 20;
 
 /// One line an evaluation, in the run folder.
 pub const EVALUATIONS_FILE: &str = "evaluations.jsonl";
@@ -80,6 +84,9 @@ pub struct Videos {
     /// The list of DAVIS's or VIP's sequences.
     #[serde(default = "val_split")]
     pub subset: String,
+    /// A list in the reference's form, two paths a line, in place of `subset`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub list: Option<PathBuf>,
     /// Height and width of the network's input; the reference's if left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub input: Option<[usize; 2]>,
@@ -220,13 +227,29 @@ impl EvalConfig {
                 )));
             }
         }
+        if self.every_epochs > MAX_COUNT {
+            return Err(Error::Config(format!(
+                "eval.every_epochs is {}, expected at most {MAX_COUNT}",
+                self.every_epochs
+            )));
+        }
+        if let Some(jhmdb) = self
+            .jhmdb
+            .as_ref()
+            .filter(|jhmdb| jhmdb.subset != val_split())
+        {
+            return Err(Error::Config(format!(
+                "eval.jhmdb.subset is {:?}, expected a list in its place: JHMDB has no named lists",
+                jhmdb.subset
+            )));
+        }
         Ok(())
     }
 
     /// The steps that are followed by an evaluation, in order, the last one at the end.
     fn due(&self, total_steps: u64, batches_per_epoch: u64, accum_steps: u64) -> Vec<u64> {
         let mut due = Vec::new();
-        if let Some(times) = self.times {
+        if let Some(times) = self.times.map(|times| times.min(total_steps)) {
             due.extend((1..times).map(|i| (total_steps * i).div_ceil(times)));
         } else {
             if let Some(every) = self.every_steps {
@@ -268,25 +291,31 @@ pub fn train(
     let due = config
         .eval
         .due(total_steps, batches_per_epoch, optim.accum_steps);
-    let done = scores(run_dir)?;
+    let read = ranks.is_first().then(|| scores(run_dir)).transpose()?;
+    let done = ranks.from_first(read)?.unwrap_or_default();
     let mut training = None;
     for step in due {
         if config.eval.is_done(&done, step) && step < total_steps {
             continue;
         }
         let mut portion = config.clone();
-        portion.run.stop_after = (step < total_steps).then_some(step);
+        let asked = config.run.stop_after.unwrap_or(total_steps);
+        let end = step.min(asked);
+        portion.run.stop_after = (end < total_steps).then_some(end);
         let summary = train::train_over(ranks, &portion, run_dir, stop, &mut |progress| {
             see(Event::Training(progress));
         })?;
         let reached = summary.steps;
         training = Some(summary);
         if ranks.is_first() && reached == step && !config.eval.is_done(&done, step) {
-            let device = device::open(&config.device)?;
+            let device = ranks.device(&config.device)?;
             let (encoder, id) = FrozenEncoder::load(run_dir, &ReadOptions::default(), &device)?;
-            evaluate(&config.eval, &encoder, &id, step, run_dir, stop, see)?;
+            match evaluate(&config.eval, &encoder, &id, step, run_dir, stop, see) {
+                Err(Error::Stopped) => {} // it is made when the run goes on
+                result => result?,
+            }
         }
-        if ranks.any(stop.is_requested())? {
+        if reached < step || ranks.any(stop.is_requested())? {
             break;
         }
     }
@@ -320,6 +349,7 @@ pub fn evaluate(
     stop: &Stop,
     see: &mut dyn FnMut(Event),
 ) -> Result<()> {
+    device::set_precision(Precision::F32); // whatever the training rounds to
     for name in config.protocols() {
         if has(&scores(run_dir)?, name, step) {
             continue;
@@ -368,7 +398,10 @@ impl Look<'_> {
             input: data.input(DavisSettings::default().input),
             ..DavisSettings::default()
         };
-        let found = davis::find(&data.data, &data.subset)?;
+        let found = match &data.list {
+            Some(list) => davis::find_listed(list, &data.data),
+            None => davis::find(&data.data, &data.subset),
+        }?;
         let masks = self.pictures.then(|| self.into.join("masks"));
         let (input, propagation) = (settings.input.clone(), settings.propagation.clone());
         let order = settings.label_order;
@@ -383,12 +416,12 @@ impl Look<'_> {
         if let Some(masks) = &masks {
             self.draw(&found, masks, &input)?;
         }
-        let total = results.scores.total.map(|total| total.original);
-        Ok(total.map_or_else(Vec::new, |total| {
+        Ok(results.scores.total.map_or_else(Vec::new, |total| {
             vec![
-                ("jf_mean", 100.0 * total.jf_mean),
-                ("j_mean", 100.0 * total.j.mean),
-                ("f_mean", 100.0 * total.f.mean),
+                ("jf_mean", 100.0 * total.resized.jf_mean), // as the papers that are compared with
+                ("j_mean", 100.0 * total.resized.j.mean),
+                ("f_mean", 100.0 * total.resized.f.mean),
+                ("jf_mean_original", 100.0 * total.original.jf_mean),
             ]
         }))
     }
@@ -398,7 +431,10 @@ impl Look<'_> {
             input: data.input(VipSettings::default().input),
             ..VipSettings::default()
         };
-        let found = vip::find(&data.data, &data.subset)?;
+        let found = match &data.list {
+            Some(list) => davis::find_listed(list, &data.data),
+            None => vip::find(&data.data, &data.subset),
+        }?;
         let (input, propagation) = (settings.input.clone(), settings.propagation.clone());
         let first = settings.count_first_frame;
         let results: Results<_, VipScores> = self.videos(
@@ -421,7 +457,10 @@ impl Look<'_> {
             input: data.input(JhmdbSettings::default().input),
             ..JhmdbSettings::default()
         };
-        let found = jhmdb::find(&data.data)?;
+        let found = match &data.list {
+            Some(list) => jhmdb::find_listed(list, &data.data),
+            None => jhmdb::find(&data.data),
+        }?;
         let (input, propagation) = (settings.input.clone(), settings.propagation.clone());
         let results: Results<_, JhmdbScores> = self.videos(
             "jhmdb",
@@ -492,19 +531,8 @@ impl Look<'_> {
         };
         let size = input.size.of(FramePicture::read(frame)?.size());
         let frames: Vec<_> = sequences.iter().map(|s| s.frames.clone()).collect();
-        let with_masks: Vec<_> = sequences
-            .iter()
-            .map(|sequence| {
-                let mask = |frame: &PathBuf| {
-                    let name = Path::new(frame.file_name().unwrap_or_default());
-                    masks.join(&sequence.name).join(name.with_extension("png"))
-                };
-                let masks = sequence.frames.iter().map(mask).collect();
-                (sequence.frames.clone(), masks)
-            })
-            .collect();
         let write = |name: &str, picture| sheets::write(&self.into.join(name), &picture);
-        write("masks.png", sheets::masks(&with_masks)?)?;
+        write("masks.png", sheets::masks(&sequences, masks)?)?;
         write(
             "features.png",
             sheets::features(self.encoder, &frames, size)?,
@@ -525,11 +553,15 @@ impl Look<'_> {
         let id = self.id.clone();
         let results = knn::knn(&settings, self.encoder, id, self.stop, &mut |_| {})?;
         results.write(&self.into.join(RESULTS_FILE))?;
-        let by_k = results.scores.by_k.values();
-        let best = by_k
-            .map(|accuracy| accuracy.top1.percent)
-            .fold(0.0, f64::max);
-        Ok(vec![("top1", best)])
+        let by_k = results.scores.by_k;
+        let at_k = by_k
+            .range(..=KNN_K)
+            .next_back()
+            .or_else(|| by_k.first_key_value());
+        Ok(at_k
+            .map(|(_, accuracy)| ("top1", accuracy.top1.percent))
+            .into_iter()
+            .collect())
     }
 
     fn probe(&self, pictures: &Pictures) -> Result<Numbers> {
@@ -577,6 +609,13 @@ pub fn scores(run_dir: &Path) -> Result<Vec<Score>> {
 
 fn append(run_dir: &Path, score: &Score) -> Result<()> {
     let path = run_dir.join(EVALUATIONS_FILE);
+    if let Some((name, value)) = score.numbers.iter().find(|(_, value)| !value.is_finite()) {
+        let problem = format!(
+            "{} gives {name} = {value}, expected a number",
+            score.protocol
+        );
+        return Err(Error::evaluation(&path, problem));
+    }
     let mut lines = String::new();
     for known in scores(run_dir)?.iter().chain([score]) {
         let line = serde_json::to_string(known).map_err(|source| Error::Json {

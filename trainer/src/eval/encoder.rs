@@ -6,10 +6,10 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
+use pipeline::hex;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::results::hex;
 use crate::error::Result;
 use crate::exchange::{self, ReadOptions};
 use crate::models::encoder::Encoder;

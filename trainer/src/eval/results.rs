@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use pipeline::hex;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -71,7 +72,7 @@ impl<S: Serialize, N: Serialize> Results<S, N> {
     /// Writes the file in one go: a reader, and a kill, meet the old one or the new one.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Json`] if a number cannot be written.
+    /// [`Error::Io`] naming the file; [`Error::Json`].
     pub fn write(&self, path: &Path) -> Result<()> {
         let mut text = serde_json::to_vec_pretty(self).map_err(|source| Error::Json {
             path: path.to_owned(),
@@ -129,11 +130,6 @@ impl DataHash {
             sha256: hex(&hasher.finalize()),
         }
     }
-}
-
-/// Hexadecimal digits of a hash.
-pub(super) fn hex(hash: &[u8]) -> String {
-    hash.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use candle_core::{DType, Tensor};
 use pipeline::codec::Rgb8Image;
 use pipeline::sheet::{self, Grid};
 
+use super::davis::Sequence;
 use super::encoder::FrozenEncoder;
 use super::frames::{FrameFilter, FramePicture, LabelMap};
 use super::sampling::Size;
@@ -30,16 +31,19 @@ fn columns<T>(frames: &[T]) -> impl Iterator<Item = &T> {
     (0..n).map(move |i| &frames[i * (frames.len() - 1) / n.saturating_sub(1).max(1)])
 }
 
-/// Masks of files laid over frames of files: one row a video, `(frames, masks)` in order.
+/// Masks laid over the frames that they belong to: one row a sequence.
+///
+/// * `masks`: folder with `SEQUENCE/FRAME.png`, as [`super::davis::evaluate`] writes them.
 ///
 /// # Errors
-/// Naming a file that cannot be read, or a mask that is not of its frame's size.
-pub fn masks(videos: &[(Vec<PathBuf>, Vec<PathBuf>)]) -> Result<Rgb8Image> {
-    grid(videos, |(frames, masks)| {
-        let pairs: Vec<_> = frames.iter().zip(masks).collect();
-        columns(&pairs)
-            .map(|(frame, mask)| {
-                let (frame, map) = (FramePicture::read(frame)?, LabelMap::read(mask)?);
+/// Naming a file that cannot be read.
+pub fn masks(sequences: &[&Sequence], masks: &Path) -> Result<Rgb8Image> {
+    grid(sequences, |sequence| {
+        columns(&sequence.frames)
+            .map(|path| {
+                let name = Path::new(path.file_name().unwrap_or_default()).with_extension("png");
+                let map = LabelMap::read(&masks.join(&sequence.name).join(name))?;
+                let frame = FramePicture::read(path)?;
                 let labels = map.resized(frame.size());
                 Ok(overlay(frame.pixels(), &labels, &map.palette))
             })

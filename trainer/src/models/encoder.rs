@@ -148,6 +148,9 @@ impl Encoder {
     /// As [`Encoder::forward`], but with a gradient for the position table, for those who train it; without the final norm
     /// unless `normed`.
     ///
+    /// For candle's own backward pass: on a tape, candle's operations in here would cut the gradient. Every block keeps what
+    /// it computed, also in an encoder that is [`Encoder::checkpointed`].
+    ///
     /// # Errors
     /// If the shapes do not fit.
     pub fn forward_training_positions(

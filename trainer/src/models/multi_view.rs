@@ -96,8 +96,7 @@ impl Contrastive {
                 Some(_) => Some(params.following(MOMENTUM, |params| {
                     let tokens = EncoderTokens::new(params, &sizes)?;
                     Ok(Momentum {
-                        encoder: Encoder::new(params, &sizes, tokens, config.drop_path)?
-                            .checkpointed(config.checkpoint_blocks),
+                        encoder: Encoder::new(params, &sizes, tokens, config.drop_path)?,
                         projector: projector(params)?,
                     })
                 })?),

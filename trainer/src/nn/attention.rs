@@ -40,9 +40,7 @@ impl Attention {
         self.proj
             .forward(&ops::self_attention(&qkv, self.num_heads, None)?)
     }
-}
 
-impl Attention {
     /// With which weight each token looks at each, `[B, H, N, N]`, for a person to see.
     ///
     /// # Errors

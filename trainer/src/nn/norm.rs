@@ -92,9 +92,7 @@ impl BatchNorm {
             .broadcast_mul(&self.weight)?
             .broadcast_add(&self.bias)?)
     }
-}
 
-impl BatchNorm {
     /// Over the ranks' `[B, width]`, `[1, width]`.
     fn mean(&self, x: &Tensor) -> Result<Tensor> {
         let mean = x.mean_keepdim(0)?;

@@ -13,6 +13,8 @@
 
 use std::cell::{Cell, RefCell};
 #[cfg(target_arch = "x86_64")]
+use std::io::Write;
+#[cfg(target_arch = "x86_64")]
 use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
@@ -189,7 +191,8 @@ enum Level {
     Plain,
 }
 
-/// Bounds the kernels from above, to test those of other processors: `avx2`, `avx512` (without bf16) or `plain`.
+/// Bounds the kernels from above, to test those of other processors: `avx2`, `avx512` (without bf16) or `plain`. A bound
+/// that this processor cannot keep is warned of once.
 const KERNELS: &str = "PAIRQUET_KERNELS";
 
 impl Level {
@@ -204,6 +207,9 @@ impl Level {
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vl")
                 && is_x86_feature_detected!("avx512bw");
+            if let Some(problem) = problem_with(&wanted, has_avx2, has_avx512) {
+                let _ = writeln!(std::io::stderr(), "warning: {problem}");
+            }
             let bf16 = is_x86_feature_detected!("avx512bf16") && wanted != "avx512";
             match wanted.as_str() {
                 "plain" => Level::Plain,
@@ -219,6 +225,20 @@ impl Level {
     fn of_this_processor() -> Level {
         Level::Plain
     }
+}
+
+/// What is wrong with a bound on the kernels: unknown, or more than the processor has. Nothing is no bound.
+#[cfg(target_arch = "x86_64")]
+fn problem_with(wanted: &str, has_avx2: bool, has_avx512: bool) -> Option<String> {
+    let levels = [("plain", true), ("avx2", has_avx2), ("avx512", has_avx512)];
+    let there = levels.iter().filter(|(_, has)| *has);
+    let there: Vec<&str> = there.map(|(name, _)| *name).collect();
+    (!wanted.is_empty() && !there.contains(&wanted)).then(|| {
+        format!(
+            "{KERNELS} is {wanted:?}, expected one that this processor has: {}; taking the best of them",
+            there.join(", ")
+        )
+    })
 }
 
 /// What packed factors hold: one value of the inner dimension, or several that a processor multiplies at once. All have
@@ -851,6 +871,19 @@ mod tests {
         let value =
             |i: usize| ((i as u32).wrapping_mul(2_654_435_761).wrapping_add(seed) >> 8) as f32;
         (0..n).map(|i| value(i) / (1 << 23) as f32 - 1.0).collect()
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn a_bound_that_does_not_hold_is_named() {
+        for fits in ["", "plain", "avx2"] {
+            assert_eq!(problem_with(fits, true, false), None);
+        }
+        for wrong in ["avx512", "AVX2", "sse"] {
+            let problem = problem_with(wrong, true, false).unwrap();
+            assert!(problem.contains(&format!("{wrong:?}")), "{problem}");
+            assert!(problem.contains("has: plain, avx2;"), "{problem}");
+        }
     }
 
     /// Every layout of both factors, sizes around those of tiles and stretches, against sums in f64.

@@ -45,25 +45,7 @@ macro_rules! on_gpu {
 /// # Errors
 /// [`Error::Shape`] if the last dimension of `x` is not `in`.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
-    expect_width("input of linear", x, weight.dim(1)?)?;
-    on_gpu!(
-        x,
-        cuda::activation::linear(&aligned(x)?, weight, &aligned(bias)?)
-    );
-    if !is_fused(x) {
-        return tape::composed(&[x, weight, bias], |t| plain::linear(&t[0], &t[1], &t[2]));
-    }
-    let op = linear::Linear {
-        needs_dx: tape::is_tracked(x),
-        in_order: false,
-        precision: precision(),
-    };
-    tape::apply3(
-        &contiguous(x)?,
-        &weight.contiguous()?,
-        &bias.contiguous()?,
-        op,
-    )
+    linear_by(x, weight, bias, false)
 }
 
 /// As [`linear`], but summed over the inner dimension strictly in its order, which the CPU's f32 form does as the
@@ -72,6 +54,10 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// As [`linear`].
 pub fn linear_in_order(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    linear_by(x, weight, bias, true)
+}
+
+fn linear_by(x: &Tensor, weight: &Tensor, bias: &Tensor, in_order: bool) -> Result<Tensor> {
     expect_width("input of linear", x, weight.dim(1)?)?;
     on_gpu!(
         x,
@@ -82,7 +68,7 @@ pub fn linear_in_order(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Ten
     }
     let op = linear::Linear {
         needs_dx: tape::is_tracked(x),
-        in_order: true,
+        in_order,
         precision: precision(),
     };
     tape::apply3(
@@ -240,7 +226,7 @@ pub fn cross_attention(
         drop: drop.cloned(),
         precision: precision(),
     };
-    tape::apply2(&contiguous(q)?, &contiguous(kv)?, op)
+    tape::apply2(&contiguous(q)?, &contiguous(kv)?, false, op)
 }
 
 /// `gelu` of [`linear`] where that is better done at once; `None` where [`gelu_linear`] of the linear map is better.
@@ -324,7 +310,7 @@ pub fn add(x: &Tensor, branch: &Tensor, drop: Option<&KeepMask>) -> Result<Tenso
         drop: drop.cloned(),
     };
     match (drop.is_some(), is_fused(x)) {
-        (true, true) => tape::apply2(&contiguous(x)?, &contiguous(branch)?, op),
+        (true, true) => tape::apply2(&contiguous(x)?, &contiguous(branch)?, true, op),
         (true, false) => tape::composed(&[x, branch], |t| plain::add(&t[0], &t[1], drop)),
         (false, true) => {
             let (x, branch) = (contiguous(x)?, contiguous(branch)?);
@@ -470,7 +456,7 @@ pub fn patch_mse(
         rows: rows.to_vec(),
         normalised,
     };
-    tape::apply2(&contiguous(pred)?, &patches.contiguous()?, op)
+    tape::apply2(&contiguous(pred)?, &patches.contiguous()?, false, op)
 }
 
 /// Inputs of a model, which take no gradient, in the type in which it computes: bf16 where that is the [`precision`] and

@@ -15,7 +15,7 @@ use crate::optim::clip::GradNorms;
 /// Steps at each end of a run whose mean loss its summary gives.
 const ENDS: usize = 10;
 
-/// Keys that an error message names; the file beside the run has all of them.
+/// Keys that an error message names; the file beside the run has all of this rank's.
 const KEYS_NAMED: usize = 8;
 
 /// The loss of one optimizer step: sums over its micro-batches, already divided by their number.
@@ -23,7 +23,7 @@ const KEYS_NAMED: usize = 8;
 pub(super) struct StepLoss {
     total: f64,
     parts: BTreeMap<String, f64>,
-    /// Keys of all samples seen in this step.
+    /// Keys of all samples that this rank saw in this step.
     pub keys: Vec<String>,
 }
 
@@ -129,6 +129,7 @@ fn mean<'a>(values: impl ExactSizeIterator<Item = &'a f32>) -> Option<f32> {
 pub(super) fn check_loss(
     step: u64,
     loss: &StepLoss,
+    ranks: &Ranks,
     run_dir: &Path,
     checkpoints: &Checkpoints,
 ) -> Result<()> {
@@ -140,6 +141,7 @@ pub(super) fn check_loss(
         "the loss".to_string(),
         loss.total,
         &loss.keys,
+        ranks,
         run_dir,
         checkpoints,
     ))
@@ -151,6 +153,7 @@ pub(super) fn check_gradients(
     step: u64,
     norms: &GradNorms,
     loss: &StepLoss,
+    ranks: &Ranks,
     run_dir: &Path,
     checkpoints: &Checkpoints,
 ) -> Result<()> {
@@ -163,6 +166,7 @@ pub(super) fn check_gradients(
         what,
         norm,
         &loss.keys,
+        ranks,
         run_dir,
         checkpoints,
     ))
@@ -190,22 +194,31 @@ pub(super) fn check_coverage(norms: &GradNorms, drop_path: f64) -> Result<Option
     Err(error)
 }
 
-/// Writes the keys of all the step's samples beside the run and names the first of them.
+/// Writes the keys of all this rank's samples of the step beside the run and names the first of them. Each of several
+/// ranks has a file of its own: a gradient, summed over them, is not finite on any.
 fn not_finite(
     step: u64,
     what: String,
     value: f64,
     keys: &[String],
+    ranks: &Ranks,
     run_dir: &Path,
     checkpoints: &Checkpoints,
 ) -> Error {
-    let path = run_dir.join(format!("not-finite-step-{step:08}.txt"));
+    let (of_rank, whose) = match ranks.size() {
+        1 => (String::new(), String::new()),
+        _ => (
+            format!("-rank-{}", ranks.rank()),
+            format!(" of rank {}", ranks.rank()),
+        ),
+    };
+    let path = run_dir.join(format!("not-finite-step-{step:08}{of_rank}.txt"));
     let mut named = keys[..keys.len().min(KEYS_NAMED)].join(", ");
     if keys.len() > KEYS_NAMED {
         named.push_str(&format!(", and {} more", keys.len() - KEYS_NAMED));
     }
     if files::replace(&path, (keys.join("\n") + "\n").as_bytes()).is_ok() {
-        named.push_str(&format!(" (all in {})", path.display()));
+        named.push_str(&format!(" (all{whose} in {})", path.display()));
     }
     let last = checkpoints.latest_dir().ok().flatten();
     let last_checkpoint = last.map_or_else(|| "none".to_string(), |dir| dir.display().to_string());
@@ -221,6 +234,32 @@ fn not_finite(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::distributed::in_threads::on_ranks;
+
+    #[test]
+    fn every_rank_leaves_the_keys_of_its_own_samples() {
+        let run = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::open(run.path()).unwrap();
+        let messages = on_ranks(2, |ranks| {
+            let loss = StepLoss {
+                total: f64::NAN,
+                keys: vec![format!("key-{}", ranks.rank())],
+                ..StepLoss::default()
+            };
+            let checked = check_loss(7, &loss, &ranks, run.path(), &checkpoints);
+            checked.unwrap_err().to_string()
+        });
+        for (rank, message) in messages.iter().enumerate() {
+            let name = format!("not-finite-step-00000007-rank-{rank}.txt");
+            let keys = std::fs::read_to_string(run.path().join(&name)).unwrap();
+            assert_eq!(keys, format!("key-{rank}\n"));
+            assert!(
+                message.contains(&format!("all of rank {rank} in ")),
+                "{message}"
+            );
+            assert!(message.contains(&name), "{message}");
+        }
+    }
 
     #[test]
     fn a_parameter_that_does_not_learn_is_fatal_unless_chance_or_nature_explains_it() {

@@ -47,12 +47,12 @@ pub const METRICS: [Metric; 9] = [
     metric("davis", "jf_mean", "DAVIS J&F"),
     metric("davis", "j_mean", "DAVIS J"),
     metric("davis", "f_mean", "DAVIS F"),
+    metric("davis", "jf_mean_original", "DAVIS J&F, original size"),
     metric("vip", "miou", "VIP mIoU"),
     metric("jhmdb", "pck_01", "JHMDB PCK@0.1"),
     metric("jhmdb", "pck_02", "JHMDB PCK@0.2"),
-    metric("knn", "top1", "k-NN top-1"),
-    metric("probe", "top1", "linear probe top-1"),
-    metric("finetune", "top1", "fine-tuned top-1"),
+    metric("knn", "top1", "k-NN top-1, k = 20"),
+    metric("probe", "top1", "fast linear probe top-1"),
 ];
 
 const fn metric(protocol: &'static str, name: &'static str, label: &'static str) -> Metric {

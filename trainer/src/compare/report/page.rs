@@ -43,13 +43,17 @@ pub(super) fn html(report: &Report) -> Result<String> {
 }
 
 fn head(out: &mut String, report: &Report) {
-    let seeds = report.methods.iter().map(|method| method.runs.len()).max();
+    let n_seeds = report.methods.iter().map(|method| method.runs.len()).max();
+    let seeds = match n_seeds.unwrap_or(0) {
+        1 => "one seed".to_string(),
+        n => format!("{n} seeds"),
+    };
     let _ = writeln!(
         out,
-        "<header><p class=\"kicker\">Comparison {} · {} each · {} seeds</p>\n<h1>{}</h1></header>\n<section class=\"answer\">",
+        "<header><p class=\"kicker\">Comparison {} · {} each · {}</p>\n<h1>{}</h1></header>\n<section class=\"answer\">",
         escape(&report.name),
         escape(&report.budget),
-        seeds.unwrap_or(0),
+        seeds,
         escape(&report.question)
     );
     for sentence in &report.summary {
@@ -122,7 +126,8 @@ fn scores(out: &mut String, report: &Report) {
         let _ = writeln!(
             out,
             "<div class=\"wide\"><table>\n<caption>Differences in {}, with Welch's 95 % interval over the seeds. An interval that \
-             holds 0 is not more than chance.</caption>\n<thead><tr><th>Difference</th><th>Mean</th><th>95 % interval</th>\
+             holds 0 is not more than chance. Each interval is for one difference by itself: of many, some will leave out 0 by \
+             chance alone.</caption>\n<thead><tr><th>Difference</th><th>Mean</th><th>95 % interval</th>\
              <th class=\"text\">More than chance</th></tr></thead>\n<tbody>",
             escape(headline.label)
         );
@@ -180,7 +185,12 @@ fn published_value(method: &MethodReport, metric: Metric) -> Option<f64> {
 
 /// The papers' ablation beside ours.
 fn ablation(out: &mut String, report: &Report) {
-    let (Some(ablation), Some(headline)) = (&report.ablation, report.headline()) else {
+    let Some(ablation) = &report.ablation else {
+        return;
+    };
+    let mut metrics = report.metrics.iter().enumerate();
+    let Some((index, metric)) = metrics.find(|(_, metric)| metric.protocol == ablation.benchmark)
+    else {
         return;
     };
     let points: Vec<_> = report
@@ -191,18 +201,18 @@ fn ablation(out: &mut String, report: &Report) {
     let dots = points.iter().map(|(method, point)| Dot {
         label: point.to_string(),
         colour: 0,
-        value: method.headline().map(whisker),
+        value: method.scores[index].as_ref().map(whisker),
         published: ablation.points.get(*point).copied(),
     });
     let chart = DotChart {
-        title: headline.label.to_string(),
+        title: metric.label.to_string(),
         x_label: "percent; hollow diamonds: as published".to_string(),
         dots: dots.collect(),
     };
     let _ = writeln!(
         out,
-        "<section>\n<h2>Ablation</h2>\n<p class=\"note\">Published figures: {}. Compare the shape, not the height, where length, data \
-         or encoder differ.</p>\n<figure>{}</figure>\n</section>",
+        "<section>\n<h2>Ablation</h2>\n<p class=\"note\">Published figures: {}. Compare the shape, not the height, where length, data, \
+         encoder or the way of scoring differ.</p>\n<figure>{}</figure>\n</section>",
         escape(&ablation.source),
         chart.svg()
     );

@@ -39,14 +39,15 @@ pub(super) fn sentences(report: &Report) -> Vec<String> {
     for (random, spread) in &untrained {
         let above: Vec<_> = trained
             .iter()
-            .filter(|(method, of)| {
-                super::super::stats::difference(of, spread).is_clear()
-                    && of.mean > spread.mean
-                    && !method.untrained
+            .filter(|(_, of)| {
+                super::super::stats::difference(of, spread).is_clear() && of.mean > spread.mean
             })
             .map(|(method, _)| method.name.as_str())
             .collect();
         let gained = match above.len() {
+            _ if spread.n < 2 => {
+                "one seed cannot tell whether the others are above that".to_string()
+            }
             0 => "no method is above that by more than chance".to_string(),
             n if n == trained.len() => {
                 "every trained method is above that by more than chance".to_string()

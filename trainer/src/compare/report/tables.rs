@@ -2,7 +2,7 @@
 
 use super::Report;
 
-/// One line a run and number: `method,seed,protocol,metric,value_pct`.
+/// One line a run and number: `method,seed,complete,protocol,metric,step,value_pct`.
 pub(super) fn results(report: &Report) -> String {
     let mut out = "method,seed,complete,protocol,metric,step,value_pct\n".to_string();
     for method in &report.methods {

@@ -410,7 +410,7 @@ impl Look<'_> {
             settings,
             data,
             &found,
-            &|worker, sequence, id| davis::evaluate(worker, sequence, id, order, masks.as_deref()),
+            |worker, sequence, id| davis::evaluate(worker, sequence, id, order, masks.as_deref()),
             (&input, &propagation),
         )?;
         if let Some(masks) = &masks {
@@ -442,7 +442,7 @@ impl Look<'_> {
             settings,
             data,
             &found,
-            &|worker, video, id| vip::evaluate(worker, video, id, first),
+            |worker, video, id| vip::evaluate(worker, video, id, first),
             (&input, &propagation),
         )?;
         let miou = results.scores.total.miou;
@@ -467,26 +467,27 @@ impl Look<'_> {
             settings.clone(),
             data,
             &found,
-            &|worker, clip, id| jhmdb::evaluate(worker, clip, id, &settings),
+            |worker, clip, id| jhmdb::evaluate(worker, clip, id, &settings),
             (&input, &propagation),
         )?;
         let pck = results.scores.pck;
         Ok(pck.map_or_else(Vec::new, |pck| vec![("pck_01", pck[0]), ("pck_02", pck[1])]))
     }
 
-    fn videos<S, V, N>(
+    fn videos<S, V, N, F>(
         &self,
         protocol: &'static str,
         settings: S,
         data: &Videos,
         found: &Found<V>,
-        score: &dyn Fn(&Worker, &V, DataId) -> Result<N::Video>,
+        score: F,
         (input, propagation): (&Input, &Propagation),
     ) -> Result<Results<S, N>>
     where
         S: Serialize + DeserializeOwned + PartialEq,
         V: Video,
         N: Scores,
+        F: Fn(&Worker, &V, DataId) -> Result<N::Video>,
     {
         let worker = Worker {
             encoder: self.encoder,

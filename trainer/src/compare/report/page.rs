@@ -16,8 +16,11 @@ use crate::train::DataCost;
 /// A picture larger than this is named instead of shown, in bytes: a page must open on a phone.
 const MAX_PICTURE_BYTES: usize = 4 << 20;
 
-/// Measures of how long a run has been.
-const MEASURES: [(&str, fn(&Point) -> f64); 3] = [
+/// How long a run has been, by one measure.
+type Measure = fn(&Point) -> f64;
+
+/// The measures, by name.
+const MEASURES: [(&str, Measure); 3] = [
     ("epochs", |point| point.epoch),
     ("pairs", |point| point.pairs),
     ("hours of training", |point| point.hours),
@@ -261,7 +264,7 @@ fn chart(
     report: &Report,
     title: &str,
     x_label: &str,
-    measure: fn(&Point) -> f64,
+    measure: Measure,
     points: &dyn Fn(&RunReport) -> Vec<Point>,
     marked: bool,
 ) -> String {
@@ -290,7 +293,7 @@ fn chart(
 }
 
 /// Values of the same step over the seeds, at the mean of what the seeds had seen or spent by then.
-fn over_seeds(runs: &[Vec<Point>], measure: fn(&Point) -> f64) -> Vec<(f64, Spread)> {
+fn over_seeds(runs: &[Vec<Point>], measure: Measure) -> Vec<(f64, Spread)> {
     let mut by_step: BTreeMap<u64, Vec<&Point>> = BTreeMap::new();
     for point in runs.iter().flatten() {
         by_step.entry(point.step).or_default().push(point);

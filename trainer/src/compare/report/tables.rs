@@ -8,8 +8,8 @@ pub(super) fn results(report: &Report) -> String {
     for method in &report.methods {
         for run in &method.runs {
             for (index, metric) in report.metrics.iter().enumerate() {
-                let values = run.evaluations.iter().filter_map(|e| e.values[index]);
-                if let Some(last) = values.last() {
+                let mut values = run.evaluations.iter().filter_map(|e| e.values[index]);
+                if let Some(last) = values.next_back() {
                     let fields = [
                         quoted(&method.name),
                         run.seed.to_string(),

@@ -335,3 +335,71 @@ fn joint_positions() -> Vec<u8> {
     file.extend(element(14, &body.concat()));
     file
 }
+
+#[test]
+fn a_run_is_evaluated_on_the_way_and_its_weights_do_not_know_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = davis(dir.path());
+    let plain = dir.path().join("plain");
+    ok(&strs(&train_args("cropmae", &plain, 1)));
+    let run = dir.path().join("run");
+    let mut args = train_args("cropmae", &run, 1);
+    for value in [
+        "eval.every_steps=10".to_owned(),
+        "eval.pictures=true".to_owned(),
+        format!("eval.davis.data={}", utf8(&data)),
+        "eval.davis.input=[48,64]".to_owned(),
+    ] {
+        args.extend(["--set".to_owned(), value]);
+    }
+    ok(&strs(&args));
+    let lines = fs::read_to_string(run.join("evaluations.jsonl")).unwrap();
+    let scores: Vec<Value> = lines
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let steps: Vec<_> = scores.iter().map(|score| score["step"].as_u64()).collect();
+    assert_eq!(steps, [Some(10), Some(20), Some(24)]);
+    let last = run.join(scores[2]["dir"].as_str().unwrap());
+    for picture in ["masks.png", "features.png", "attention.png"] {
+        let bytes = fs::read(last.join(picture)).unwrap();
+        assert!(bytes.starts_with(b"\x89PNG"), "{picture}");
+    }
+    let of = |run: &Path| {
+        let id = json(&["eval", "checkpoint", "--checkpoint", utf8(run)]);
+        id["weights_sha256"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(of(&run), of(&plain));
+
+    let out = dir.path().join("pictures");
+    let frames = data.join("JPEGImages/480p/one");
+    ok(&[
+        "eval",
+        "pictures",
+        "--checkpoint",
+        utf8(&run),
+        utf8(&frames),
+        utf8(&frames.join("00001.png")),
+        "--out",
+        utf8(&out),
+    ]);
+    for picture in ["features.png", "attention.png"] {
+        assert!(fs::read(out.join(picture)).unwrap().starts_with(b"\x89PNG"));
+    }
+    let broken = data.join("JPEGImages/480p/two/00002.png");
+    fs::write(&broken, "no picture").unwrap();
+    let message = fails(
+        1,
+        &[
+            "eval",
+            "pictures",
+            "--checkpoint",
+            utf8(&run),
+            utf8(&broken),
+        ],
+    );
+    assert!(message.contains("00002.png"), "{message}");
+    args.extend(["--set".into(), "optim.max_steps=26".into()]);
+    let message = fails(1, &strs(&args));
+    assert!(message.contains("two cannot be scored"), "{message}");
+}

@@ -77,6 +77,8 @@ fn killed_and_resumed_it_repeats_nothing_and_says_the_same() {
     }
     let report = json(&["compare", utf8(&config), "--out", utf8(&killed)]);
     assert_eq!(results(&killed), results(&undisturbed));
+    let evaluated = fs::read_to_string(killed.join("cropmae/seed-1/evaluations.jsonl")).unwrap();
+    assert_eq!(evaluated.lines().count(), 2, "as often as the config says");
     assert_eq!(report["missing"].as_array().unwrap().len(), 0);
     assert!(
         report["summary"][0]

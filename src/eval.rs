@@ -4,10 +4,11 @@ mod classify;
 mod pictures;
 mod videos;
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Subcommand;
 use trainer::eval::encoder::{self, CheckpointId, FrozenEncoder};
 use trainer::exchange::{Read, ReadOptions};
@@ -44,6 +45,19 @@ pub enum Command {
     Probe(classify::ProbeArgs),
     /// Train everything with labels (MAE's protocol); the same command goes on where it was stopped.
     Finetune(classify::FinetuneArgs),
+}
+
+/// The folder of an evaluation's results, made; named by protocol and weights if `out` does not say it.
+fn results_dir(out: Option<&Path>, protocol: &str, id: &CheckpointId) -> Result<PathBuf> {
+    let dir = out.map_or_else(
+        || {
+            let hash: String = id.weights_sha256.chars().take(12).collect();
+            Path::new("eval").join(format!("{protocol}-{hash}"))
+        },
+        Path::to_path_buf,
+    );
+    fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    Ok(dir)
 }
 
 /// What all evaluations ask for.

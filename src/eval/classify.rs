@@ -11,14 +11,14 @@ use serde::Serialize;
 use trainer::eval::accuracy::{Accuracy, Share};
 use trainer::eval::encoder::CheckpointId;
 use trainer::eval::finetune::{FinetuneSettings, finetune};
-use trainer::eval::knn::{KnnScores, KnnSettings, knn};
+use trainer::eval::knn::{KnnScores, KnnSettings, PAPER_TEMPERATURE, knn};
 use trainer::eval::labelled::{LabelledData, Progress};
 use trainer::eval::probe::{ProbeSettings, probe};
 use trainer::eval::results::{RESULTS_FILE, Results};
 use trainer::eval::supervised::SupervisedScores;
 use trainer::models::Pool;
 
-use super::Shared;
+use super::{Shared, results_dir};
 use crate::output::{Output, facts};
 use crate::progress::Bar;
 use crate::signals;
@@ -81,7 +81,7 @@ pub struct KnnArgs {
     #[arg(long, value_name = "K", value_delimiter = ',')]
     k: Vec<usize>,
     /// Divides the cosine before the exponential that weights a vote.
-    #[arg(long, default_value_t = 0.07)]
+    #[arg(long, default_value_t = PAPER_TEMPERATURE)]
     temperature: f64,
 }
 
@@ -263,13 +263,7 @@ impl CommonArgs {
 
     /// The folder of the results, made.
     fn dir(&self, protocol: &str, id: &CheckpointId) -> Result<PathBuf> {
-        let dir = self.out.clone().unwrap_or_else(|| {
-            let hash: String = id.weights_sha256.chars().take(12).collect();
-            Path::new("eval").join(format!("{protocol}-{hash}"))
-        });
-        std::fs::create_dir_all(&dir)
-            .map_err(|error| anyhow::anyhow!("{}: {error}", dir.display()))?;
-        Ok(dir)
+        results_dir(self.out.as_deref(), protocol, id)
     }
 }
 

@@ -1,10 +1,9 @@
 //! `pairquet eval davis`, `vip` and `jhmdb`: labels of a first frame carried through videos.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use comfy_table::{Table, presets};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -20,7 +19,7 @@ use trainer::eval::sheets;
 use trainer::eval::video::{BATCH_FRAMES, Input, Worker};
 use trainer::eval::vip::{self, CLASSES, VipScores, VipSettings};
 
-use super::Shared;
+use super::{Shared, results_dir};
 use crate::output::{Output, Usage};
 use crate::progress::Bar;
 use crate::signals;
@@ -329,12 +328,7 @@ where
         .map_err(|error| Usage(error.to_string()))?;
     let stop = signals::stop_on_signal(out)?;
     let (encoder, checkpoint) = args.shared.load(out)?;
-    let folder = args.out.clone().unwrap_or_else(|| {
-        let hash: String = checkpoint.weights_sha256.chars().take(12).collect();
-        Path::new("eval").join(format!("{}-{hash}", job.protocol))
-    });
-    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    let path = folder.join(RESULTS_FILE);
+    let path = results_dir(args.out.as_deref(), job.protocol, &checkpoint)?.join(RESULTS_FILE);
     let worker = Worker {
         encoder: &encoder,
         propagation: &job.propagation,

@@ -76,11 +76,7 @@ pub fn is_recording() -> bool {
 
 /// Whether a gradient of this tensor is wanted: it is a parameter, or made from one.
 pub(crate) fn is_tracked(tensor: &Tensor) -> bool {
-    tensor.track_op()
-        || CURRENT.with_borrow(|tape| {
-            tape.as_ref()
-                .is_some_and(|tape| tape.tracked.contains(&tensor.id()))
-        })
+    tensor.track_op() || on_tape(tensor)
 }
 
 /// Runs `f` as if nothing was recorded.

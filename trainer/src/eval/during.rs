@@ -75,6 +75,28 @@ pub struct EvalConfig {
     pub probe: Option<Pictures>,
 }
 
+/// One of the evaluations that are asked for, with its data.
+#[derive(Clone, Copy)]
+enum Protocol<'a> {
+    Davis(&'a Videos),
+    Vip(&'a Videos),
+    Jhmdb(&'a Videos),
+    Knn(&'a Pictures),
+    Probe(&'a Pictures),
+}
+
+impl Protocol<'_> {
+    fn name(self) -> &'static str {
+        match self {
+            Protocol::Davis(_) => "davis",
+            Protocol::Vip(_) => "vip",
+            Protocol::Jhmdb(_) => "jhmdb",
+            Protocol::Knn(_) => "knn",
+            Protocol::Probe(_) => "probe",
+        }
+    }
+}
+
 /// Videos whose first labels are carried through them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -180,41 +202,22 @@ impl EvalConfig {
         *self == Self::default()
     }
 
-    /// Names of what is evaluated, in order.
-    fn protocols(&self) -> Vec<&'static str> {
+    /// What is evaluated, in order.
+    fn protocols(&self) -> Vec<Protocol<'_>> {
         let all = [
-            ("davis", self.davis.is_some()),
-            ("vip", self.vip.is_some()),
-            ("jhmdb", self.jhmdb.is_some()),
-            ("knn", self.knn.is_some()),
-            ("probe", self.probe.is_some()),
+            self.davis.as_ref().map(Protocol::Davis),
+            self.vip.as_ref().map(Protocol::Vip),
+            self.jhmdb.as_ref().map(Protocol::Jhmdb),
+            self.knn.as_ref().map(Protocol::Knn),
+            self.probe.as_ref().map(Protocol::Probe),
         ];
-        all.into_iter()
-            .filter(|(_, is_on)| *is_on)
-            .map(|(name, _)| name)
-            .collect()
-    }
-
-    fn videos(&self, name: &str) -> Option<&Videos> {
-        match name {
-            "davis" => self.davis.as_ref(),
-            "vip" => self.vip.as_ref(),
-            "jhmdb" => self.jhmdb.as_ref(),
-            _ => None,
-        }
-    }
-
-    fn labelled(&self, name: &str) -> Option<&Pictures> {
-        match name {
-            "knn" => self.knn.as_ref(),
-            "probe" => self.probe.as_ref(),
-            _ => None,
-        }
+        all.into_iter().flatten().collect()
     }
 
     /// Whether all of it was evaluated after this step.
     fn is_done(&self, done: &[Score], step: u64) -> bool {
-        self.protocols().iter().all(|name| has(done, name, step))
+        let mut protocols = self.protocols().into_iter();
+        protocols.all(|protocol| has(done, protocol.name(), step))
     }
 
     /// # Errors
@@ -350,7 +353,8 @@ pub fn evaluate(
     see: &mut dyn FnMut(Event),
 ) -> Result<()> {
     device::set_precision(Precision::F32); // whatever the training rounds to
-    for name in config.protocols() {
+    for protocol in config.protocols() {
+        let name = protocol.name();
         if has(&scores(run_dir)?, name, step) {
             continue;
         }
@@ -365,15 +369,13 @@ pub fn evaluate(
             into,
             stop,
         };
-        let asked = (name, config.videos(name), config.labelled(name));
-        let numbers = match asked {
-            ("davis", Some(videos), _) => look.davis(videos)?,
-            ("vip", Some(videos), _) => look.vip(videos)?,
-            (_, Some(videos), _) => look.jhmdb(videos)?,
-            ("knn", _, Some(pictures)) => look.knn(pictures)?,
-            (_, _, Some(pictures)) => look.probe(pictures)?,
-            _ => continue,
-        };
+        let numbers = match protocol {
+            Protocol::Davis(videos) => look.davis(videos),
+            Protocol::Vip(videos) => look.vip(videos),
+            Protocol::Jhmdb(videos) => look.jhmdb(videos),
+            Protocol::Knn(pictures) => look.knn(pictures),
+            Protocol::Probe(pictures) => look.probe(pictures),
+        }?;
         let numbers = numbers
             .into_iter()
             .map(|(name, value)| (name.to_string(), value));
@@ -549,7 +551,7 @@ impl Look<'_> {
             data: pictures.labelled(),
             pool: Pool::Cls,
             ks: Vec::new(), // the papers', as far as the split goes
-            temperature: 0.07,
+            temperature: knn::PAPER_TEMPERATURE,
         };
         let id = self.id.clone();
         let results = knn::knn(&settings, self.encoder, id, self.stop, &mut |_| {})?;

@@ -24,6 +24,9 @@ use crate::nn::norm::unit_length;
 /// The `k` of DINO's tables.
 pub const PAPER_KS: [usize; 4] = [10, 20, 100, 200];
 
+/// What DINO divides cosines by.
+pub const PAPER_TEMPERATURE: f64 = 0.07;
+
 /// Queries whose similarities to a tile are in memory at once.
 const QUERY_TILE: usize = 4096;
 

@@ -1,17 +1,12 @@
 //! A fixed input and the encoder's features for it, so that another program's can be compared.
 
-use std::collections::HashMap;
+use candle_core::{Device, Tensor};
 
-use candle_core::{DType, Device, Tensor};
-
-use super::names::{Tensors, is_encoder};
+use super::names::Tensors;
+use super::read::encoder_of;
 use crate::error::{Error, Result};
+use crate::eval::encoder::FrozenEncoder;
 use crate::models::ModelConfig;
-use crate::models::encoder::Encoder;
-use crate::models::tokens::EncoderTokens;
-use crate::nn::params::Params;
-use crate::nn::pass::Pass;
-use crate::nn::patch_embed::patchify;
 
 /// Pictures in the probe.
 const N_IMAGES: usize = 2;
@@ -23,23 +18,15 @@ const N_IMAGES: usize = 2;
 /// [`Error::Parameter`] if a parameter of the encoder is missing, [`Error::Shape`] if one does not fit.
 pub(super) fn probe(model: &ModelConfig, tensors: &Tensors, device: &Device) -> Result<Tensors> {
     let sizes = model.sizes();
-    let mut params = Params::new(0, DType::F32, device);
-    let tokens = EncoderTokens::new(&mut params, &sizes)?;
-    let encoder = Encoder::new(&mut params, &sizes, tokens, 0.0)?;
-    let encoder_tensors: HashMap<String, Tensor> = tensors
-        .iter()
-        .filter(|(name, _)| is_encoder(name))
-        .map(|(name, t)| (name.clone(), t.clone()))
-        .collect();
-    params.load(&encoder_tensors)?;
-
+    let tensors = tensors.iter().map(|(name, t)| (name.clone(), t.clone()));
+    let encoder = FrozenEncoder::new(model, &encoder_of(tensors), device)?;
     let side = sizes.img_size;
     let images = Tensor::from_vec(
         values(N_IMAGES * 3 * side * side),
         (N_IMAGES, 3, side, side),
         device,
     )?;
-    let features = encoder.forward(&patchify(&images, sizes.patch_size)?, Pass::evaluation())?; // [2, 1 + N, D]
+    let features = encoder.tokens(&images)?; // [2, 1 + N, D]
     if features.dims() != [N_IMAGES, 1 + sizes.n_patches(), sizes.embed_dim] {
         return Err(Error::Shape {
             what: "features".to_owned(),

@@ -99,7 +99,10 @@ fn read_folder(path: &Path, ema: bool) -> Result<Read> {
     })
 }
 
-fn encoder_of(tensors: impl IntoIterator<Item = (String, candle_core::Tensor)>) -> Tensors {
+/// Those of the tensors that are the encoder's.
+pub(super) fn encoder_of(
+    tensors: impl IntoIterator<Item = (String, candle_core::Tensor)>,
+) -> Tensors {
     tensors
         .into_iter()
         .filter(|(name, _)| is_encoder(name))

@@ -1,5 +1,5 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
-.PHONY: demo test lint setup interop clean
+.PHONY: demo test lint setup setup-tests interop clean
 
 CARGO ?= cargo
 # What `make test` and `make lint` build with: ranks over MPI are tested too.
@@ -11,7 +11,7 @@ DEMO_DIR ?= demo-out
 demo: setup
 	$(CARGO) run --release --locked -- demo --out $(DEMO_DIR)
 
-test: setup
+test: setup-tests
 	$(CARGO) test --workspace --locked --features '$(FEATURES)'
 	$(MAKE) --no-print-directory interop
 
@@ -26,6 +26,9 @@ lint: setup
 
 setup:
 	@./setup.sh
+
+setup-tests:
+	@./setup.sh tests
 
 clean:
 	$(CARGO) clean

@@ -1,7 +1,8 @@
 #!/bin/sh
 # Installs what Pairquet needs to build: a C toolchain with cmake and nasm (libjpeg-turbo is built from its crate),
-# FFmpeg's development files, libclang (bindings are generated), and for the tests of many processes OpenMPI. Does nothing
-# where everything is there.
+# FFmpeg's development files, libclang (bindings are generated), and for the tests of many processes OpenMPI. With `tests`
+# also Chromium, which opens the report; without it those tests say that they are skipped. Does nothing where everything is
+# there.
 set -eu
 
 missing() {
@@ -22,6 +23,20 @@ if ! command -v cargo >/dev/null 2>&1; then
     echo "setup: Rust is missing: install the current stable toolchain with rustup (https://rustup.rs), then run this again" >&2
     exit 1
 fi
+
+browser() {
+    if [ "${1:-}" != tests ] || command -v chromium >/dev/null 2>&1; then return 0; fi
+    echo "setup: installing chromium for the tests of the report"
+    if command -v apt-get >/dev/null 2>&1; then
+        as_root apt-get update -qq &&
+            as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null
+    elif command -v dnf >/dev/null 2>&1; then
+        as_root dnf install -y -q chromium
+    else
+        false
+    fi || echo "setup: chromium is not to be had here: the tests of the report in a browser will be skipped"
+}
+browser "$@"
 
 lacking=$(missing)
 [ -n "$lacking" ] || exit 0

@@ -1,6 +1,5 @@
 //! `pairquet compare`: many runs that share everything but what they compare, and one report.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -8,13 +7,14 @@ use anyhow::{Context, Result, bail};
 use pipeline::Stop;
 use pipeline::convert::Part;
 use serde::Serialize;
-use trainer::compare::config::{CompareConfig, Synthetic};
+use trainer::compare::config::CompareConfig;
 use trainer::compare::report::{PAGE_FILE, Report};
 use trainer::compare::run::{self, CompareEvent, Which};
 
+use crate::made::{self, Stage};
 use crate::output::{Output, Usage};
+use crate::signals;
 use crate::train::TrainBar;
-use crate::{made, signals};
 
 #[derive(clap::Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
@@ -103,7 +103,7 @@ pub fn run(args: Args, out: &Output) -> Result<ExitCode> {
 }
 
 /// Makes data and runs; whether they are complete.
-fn make(
+pub fn make(
     config: &CompareConfig,
     dir: &Path,
     which: Which,
@@ -111,7 +111,7 @@ fn make(
     out: &Output,
 ) -> Result<bool> {
     if let Some(synthetic) = &config.synthetic {
-        make_data(synthetic, stop, out)?;
+        made::data(synthetic, Stage::Shards, stop, out)?;
     }
     let n_runs = config.runs()?.len();
     let mut bar: Option<TrainBar> = None;
@@ -151,18 +151,6 @@ fn report(dirs: &[PathBuf], into: &Path, out: &Output) -> Result<()> {
             into.join(PAGE_FILE).display()
         )
     })
-}
-
-fn make_data(synthetic: &Synthetic, stop: &Stop, out: &Output) -> Result<()> {
-    let dir = &synthetic.dir;
-    std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
-    let path = dir.join("lock");
-    let lock = File::create(&path).with_context(|| format!("making {}", path.display()))?;
-    lock.lock()
-        .with_context(|| format!("locking {}", path.display()))?; // other parts wait until it is made
-    let raw = dir.join("raw");
-    made::raw(&raw, &synthetic.train, &synthetic.sequences, out)?;
-    made::shards(&raw, &dir.join("shards"), stop, out)
 }
 
 fn list(config: &CompareConfig, out: &Output) -> Result<ExitCode> {

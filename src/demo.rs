@@ -1,31 +1,20 @@
 //! `pairquet demo`: the main job from end to end on made data, in minutes, with nothing but this program.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Result;
-use clap::ValueEnum;
-use pipeline::synth::SynthOptions;
+use anyhow::{Context, Result};
 use serde::Serialize;
-use trainer::distributed::Ranks;
-use trainer::{Summary, TrainConfig};
+use trainer::compare::config::CompareConfig;
+use trainer::compare::report::{PAGE_FILE, Report};
+use trainer::compare::run::Which;
 
+use crate::made::{self, Stage};
 use crate::output::{Output, facts};
-use crate::{made, signals, train};
+use crate::{compare, signals};
 
-/// The two runs: name, config, and the folder of shards it trains on.
-const RUNS: [(&str, &str, &str); 2] = [
-    (
-        "cropmae",
-        include_str!("../configs/smoke/cropmae.toml"),
-        "images",
-    ),
-    (
-        "siammae",
-        include_str!("../configs/smoke/siammae.toml"),
-        "clips",
-    ),
-];
+/// The comparison that the demo makes a smaller one of.
+const COMPARISON: &str = include_str!("../configs/compare/laptop.toml");
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -33,90 +22,78 @@ pub struct Args {
     #[arg(long, default_value = "demo-out", value_name = "DIR")]
     out: PathBuf,
     /// Optimizer steps of each run.
-    #[arg(long, default_value_t = 300)]
+    #[arg(long, default_value_t = 200)]
     steps: u64,
     /// Stop after this stage.
     #[arg(long, value_enum)]
     only: Option<Stage>,
 }
 
-/// How far a demo goes.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
-enum Stage {
-    /// Make the pictures, clips and masks.
-    Raw,
-    /// Convert them as well.
-    Shards,
-}
-
 #[derive(Serialize)]
-struct Report {
+struct Made {
     raw: PathBuf,
     shards: PathBuf,
-    runs: Vec<Summary>,
+    /// The comparison's folder and what it found, unless the demo ends before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    comparison: Option<(PathBuf, Report)>,
 }
 
 /// Runs the verb.
 pub fn run(args: Args, out: &Output) -> Result<ExitCode> {
     let stop = signals::stop_on_signal(out)?;
-    let raw = args.out.join("raw");
-    let shards = args.out.join("shards");
-    let last = args.only;
-
-    let options = SynthOptions::default();
-    made::raw(&raw, &options, &options, out)?;
-    if last.is_none_or(|stage| stage >= Stage::Shards) {
-        made::shards(&raw, &shards, &stop, out)?;
-    }
-    let mut runs = Vec::new();
-    if last.is_none() {
-        for (name, config, source) in RUNS {
-            out.say(format!("training a tiny {name} for {} steps", args.steps));
-            let config = demo_config(config, &shards.join(source), args.steps)?;
-            let summary = train::train(
-                &config,
-                &args.out.join("runs").join(name),
-                &Ranks::single(),
-                &stop,
-                out,
-            )?;
-            let stopped = summary.stopped;
-            runs.push(summary);
-            if stopped {
+    let mut config = CompareConfig::from_toml(
+        COMPARISON,
+        &[
+            format!("synthetic.dir={:?}", args.out),
+            "synthetic.train.images_per_class=20".to_owned(),
+            "synthetic.train.clips_per_class=4".to_owned(),
+            "seeds=[0, 1]".to_owned(),
+            "evaluations=2".to_owned(),
+            format!("budget={{ steps = {} }}", args.steps),
+            "train.data.batch_size=16".to_owned(),
+        ],
+    )?;
+    config.name = "demo".to_owned();
+    let synthetic = config.synthetic.as_ref();
+    let synthetic = synthetic.context("the demo's comparison makes its data")?;
+    made::data(synthetic, args.only.unwrap_or(Stage::Shards), &stop, out)?;
+    let comparison = match args.only {
+        Some(_) => None,
+        None => {
+            let dir = args.out.join("compare");
+            if !compare::make(&config, &dir, Which::All, &stop, out)? {
                 out.say("stopped; the same command goes on from here");
                 return Ok(ExitCode::FAILURE);
             }
+            let report = Report::collect(std::slice::from_ref(&dir))?;
+            report.write(&dir)?;
+            Some((dir, report))
         }
-    }
-    out.result(&Report { raw, shards, runs }, describe)?;
+    };
+    let made = Made {
+        raw: args.out.join("raw"),
+        shards: args.out.join("shards"),
+        comparison,
+    };
+    out.result(&made, describe)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn demo_config(text: &str, set: &Path, steps: u64) -> Result<TrainConfig> {
-    let overrides = [
-        format!("data.path={}", set.display()),
-        format!("optim.max_steps={steps}"),
-        "run.checkpoint_every=100".to_owned(),
-        "run.pictures_every=100".to_owned(),
-    ];
-    Ok(TrainConfig::from_toml_with_overrides(text, &overrides)?)
-}
-
-fn describe(report: &Report) -> String {
-    let shards = report.shards.display();
+fn describe(made: &Made) -> String {
+    let shards = made.shards.display();
     let mut text = facts([
-        ("raw files", report.raw.display().to_string()),
+        ("raw files", made.raw.display().to_string()),
         (
             "shards",
             format!("{shards}/images and {shards}/clips, contact sheets {shards}/*.png"),
         ),
     ]);
-    for run in &report.runs {
-        let dir = run.run_dir.display();
+    if let Some((dir, report)) = &made.comparison {
         text.push_str(&format!(
-            "\n\n{dir}: loss {}, {:.0} pairs/s\n  curves           {dir}/curves.svg\n  reconstructions  {dir}/pictures\n  metrics          {dir}/metrics.jsonl (and TensorBoard events)",
-            train::losses(run),
-            run.pairs_per_s
+            "\n\n{}\n\nreport: {}\nruns:   {}/METHOD/seed-N, each with curves.svg, pictures and metrics.jsonl",
+            report.summary.join("\n"),
+            dir.join(PAGE_FILE).display(),
+            dir.display()
         ));
     }
     text.push_str(&format!(

@@ -1,27 +1,67 @@
 //! Made data for the demo and for comparisons: pictures, clips and sequences with masks, and shards of the first two.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
 use pipeline::convert::{self, ImagenetOptions, KineticsOptions};
-use pipeline::synth::{self, SynthOptions};
-use pipeline::{Stop, sheet};
+use pipeline::{Stop, sheet, synth};
 use shards::ShardSet;
+use trainer::compare::config::Synthetic;
 
 use crate::convert::ConvertBar;
 use crate::output::Output;
 
 /// Folders of the training data, raw and as shards.
-pub const SOURCES: [&str; 2] = ["images", "clips"];
+const SOURCES: [&str; 2] = ["images", "clips"];
 
-/// Folder of the sequences with masks, as DAVIS.
-pub const SEQUENCES: &str = "sequences";
+/// File in the folder of raw data that says what it was made of.
+const OPTIONS_FILE: &str = "options.json";
 
-/// Pictures and clips of `train`, and sequences of `sequences`; made under another name first, so that what is there is
-/// whole.
-pub fn raw(dir: &Path, train: &SynthOptions, sequences: &SynthOptions, out: &Output) -> Result<()> {
+/// How far the making goes.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Stage {
+    /// Make the pictures, clips and masks.
+    Raw,
+    /// Convert them as well.
+    Shards,
+}
+
+/// Makes `raw` and `shards` in the data's folder; what is there is kept.
+///
+/// # Errors
+/// What is there was made of other options; whatever writing and converting meet.
+pub fn data(synthetic: &Synthetic, last: Stage, stop: &Stop, out: &Output) -> Result<()> {
+    let dir = &synthetic.dir;
+    fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+    let path = dir.join("lock");
+    let lock = File::create(&path).with_context(|| format!("making {}", path.display()))?;
+    lock.lock()
+        .with_context(|| format!("locking {}", path.display()))?; // other parts wait until it is made
+    let raw_dir = dir.join("raw");
+    raw(&raw_dir, synthetic, out)?;
+    match last {
+        Stage::Raw => Ok(()),
+        Stage::Shards => shards(&raw_dir, &dir.join("shards"), stop, out),
+    }
+}
+
+/// Pictures, clips and sequences; made under another name first, so that what is there is whole.
+fn raw(dir: &Path, synthetic: &Synthetic, out: &Output) -> Result<()> {
+    let Synthetic {
+        train, sequences, ..
+    } = synthetic;
+    let options = serde_json::to_string_pretty(&[train, sequences])?;
     if dir.is_dir() {
+        let path = dir.join(OPTIONS_FILE);
+        let found = fs::read_to_string(&path).unwrap_or_default();
+        ensure!(
+            found == options,
+            "{}: the data there was made of other options: remove {} or choose another folder",
+            path.display(),
+            synthetic.dir.display()
+        );
         return Ok(());
     }
     out.say(format!(
@@ -34,13 +74,15 @@ pub fn raw(dir: &Path, train: &SynthOptions, sequences: &SynthOptions, out: &Out
     }
     synth::write_images(&partial.join("images"), train)?;
     synth::write_clips(&partial.join("clips"), train)?;
-    synth::write_sequences(&partial.join(SEQUENCES), sequences)?;
+    synth::write_sequences(&partial.join("sequences"), sequences)?;
+    let path = partial.join(OPTIONS_FILE);
+    fs::write(&path, options).with_context(|| format!("writing {}", path.display()))?;
     fs::rename(&partial, dir)
         .with_context(|| format!("renaming {} to {}", partial.display(), dir.display()))
 }
 
 /// Shards of the pictures and clips in `raw`, with a contact sheet of each set.
-pub fn shards(raw: &Path, shards: &Path, stop: &Stop, out: &Output) -> Result<()> {
+fn shards(raw: &Path, shards: &Path, stop: &Stop, out: &Output) -> Result<()> {
     for source in SOURCES {
         let dst = shards.join(source);
         if dst.join("manifest.json").is_file() {

@@ -6,11 +6,12 @@ use std::process::Stdio;
 use std::thread::sleep;
 use std::time::Duration;
 
+use crate::browser::{self, Scheme};
 use crate::eval::davis;
 use crate::support::{demo_set, fails, json, ok, pairquet, run, text, utf8};
 
 /// Two methods and an untrained one, two seeds, four steps, on the demo's data.
-fn config(dir: &Path) -> PathBuf {
+pub fn config(dir: &Path) -> PathBuf {
     let demo = demo_set();
     let (images, clips) = (demo.join("shards/images"), demo.join("shards/clips"));
     let sequences = davis(dir);
@@ -102,6 +103,22 @@ fn killed_and_resumed_it_repeats_nothing_and_says_the_same() {
         fs::read(&page).unwrap() == first,
         "the report of the same records is the same"
     );
+    read_in_a_browser(&page);
+}
+
+/// The report as a reader opens it: nothing goes wrong, nothing is asked of the network, and it follows the reader's
+/// choice of light or dark.
+fn read_in_a_browser(page: &Path) {
+    let dir = tempfile::tempdir().unwrap();
+    let [light, dark] = [Scheme::Light, Scheme::Dark].map(|scheme| {
+        let visit = browser::open(page, scheme, dir.path())?;
+        assert_eq!(visit.console, [""; 0]);
+        assert_eq!(visit.requests, [""; 0]);
+        Some(browser::brightness(&visit.screenshot))
+    });
+    if let (Some(light), Some(dark)) = (light, dark) {
+        assert!(light > 200.0 && dark < 80.0, "{light} and {dark}");
+    }
 }
 
 #[test]

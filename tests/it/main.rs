@@ -4,9 +4,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod bench;
+mod browser;
 mod bucket;
 mod classify;
 mod cli;
+mod cluster;
 mod compare;
 mod convert;
 mod eval;

@@ -17,7 +17,7 @@ const STEPS: usize = 8;
 const PATIENCE: Duration = Duration::from_secs(180);
 
 /// `mpirun`, ready to be told what to run; `None`, said aloud, where there is none.
-fn mpirun() -> Option<Command> {
+pub fn mpirun() -> Option<Command> {
     let found = Command::new("mpirun").arg("--version").output().is_ok();
     let reason = match (cfg!(feature = "mpi"), found) {
         (true, true) => {

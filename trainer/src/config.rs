@@ -468,7 +468,7 @@ pub(crate) fn expect(holds: bool, message: impl FnOnce() -> String) -> Result<()
 /// Files that may stand behind one another through `extends`.
 const MAX_EXTENDS: usize = 8;
 
-fn parse(text: &str) -> Result<toml::Table> {
+pub(crate) fn parse(text: &str) -> Result<toml::Table> {
     toml::from_str(text).map_err(|error: toml::de::Error| {
         Error::ConfigSyntax(error.to_string().trim_end().to_string())
     })

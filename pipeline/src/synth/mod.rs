@@ -47,6 +47,9 @@ pub struct SynthOptions {
     pub frames: u32,
     /// Short side in pixels: even, 64 to 2048.
     pub size: u32,
+    /// Standard deviation in levels of the grain that each value of each frame has of its own, 0 to 255. What a patch shows
+    /// by itself says the less the more there is.
+    pub grain: u32,
 }
 
 /// Most classes there are names for.
@@ -61,6 +64,7 @@ impl Default for SynthOptions {
             clips_per_class: 4,
             frames: 60,
             size: 128,
+            grain: 0,
         }
     }
 }
@@ -99,7 +103,9 @@ impl SynthOptions {
             n,
             (64..=2048).contains(&n) && n.is_multiple_of(2),
             "an even number, 64 to 2048".to_owned(),
-        )
+        )?;
+        let n = self.grain;
+        check("synth.grain", n, n <= 255, "0 to 255".to_owned())
     }
 
     /// Name of a class, also its folder's, such as `ring_checked`. Sorted names do not follow the numbers.
@@ -212,6 +218,7 @@ mod tests {
             clips_per_class: 1,
             frames: 15,
             size: 64,
+            grain: 0,
         }
     }
 
@@ -329,6 +336,13 @@ mod tests {
                     ..options()
                 },
                 "synth.size",
+            ),
+            (
+                SynthOptions {
+                    grain: 256,
+                    ..options()
+                },
+                "synth.grain",
             ),
             (
                 SynthOptions {

@@ -1,7 +1,7 @@
 //! What moves where, and the pixels of it.
 
 use super::shape::Shape;
-use super::texture::{Texture, clouds};
+use super::texture::{Texture, clouds, lattice};
 use super::{SynthOptions, number};
 use crate::codec::Rgb8Image;
 use crate::rng::{Purpose, SampleRng};
@@ -35,6 +35,7 @@ pub struct Scene {
     ground: Ground,
     /// The first is in front.
     objects: Vec<Object>,
+    grain: Grain,
 }
 
 #[derive(Debug, Clone)]
@@ -45,6 +46,14 @@ struct Ground {
     frequency: f64,
     /// Short sides a frame.
     drift: (f64, f64),
+}
+
+/// Noise of a camera: another one in each value of each frame.
+#[derive(Debug, Clone)]
+struct Grain {
+    seed: u32,
+    /// Standard deviation in levels, before values are cut to 0 to 255.
+    deviation: f64,
 }
 
 #[derive(Debug, Clone)]
@@ -67,6 +76,9 @@ type Colour = [f64; 3];
 
 /// Samples a pixel, along each side.
 const SAMPLES: u32 = 2;
+
+/// A library's root may differ from machine to machine in the last bit.
+const ROOT_OF_6: f64 = 2.449_489_742_783_178;
 
 /// Bright colours for objects.
 const BRIGHT: [Colour; 8] = [
@@ -133,11 +145,16 @@ impl Scene {
                 % super::MAX_CLASSES;
             objects.push(Object::new(other, extent, &mut rng));
         }
+        let grain = Grain {
+            seed: rng.next_u32(),
+            deviation: f64::from(options.grain),
+        };
         Scene {
             width,
             height,
             ground,
             objects,
+            grain,
         }
     }
 
@@ -187,7 +204,10 @@ impl Scene {
                 covered[label] += 1;
                 (0..3).for_each(|c| sum[c] += colour[c]);
             }
-            (0..3).for_each(|c| pixel[c] = (sum[c] / f64::from(n_samples)).round() as u8);
+            (0..3).for_each(|c| {
+                let grain = self.grain.at(i as u32 * 3 + c as u32, frame);
+                pixel[c] = (sum[c] / f64::from(n_samples) + grain).round() as u8;
+            });
             *label = (0u8..3)
                 .rev()
                 .max_by_key(|&label| covered[usize::from(label)])
@@ -206,6 +226,18 @@ impl Ground {
         let share = clouds(x * self.frequency, y * self.frequency, self.seed);
         // Stretched, because noise keeps to the middle of its range.
         blend(&self.colours, (share * 1.8 - 0.4).clamp(0.0, 1.0))
+    }
+}
+
+impl Grain {
+    /// Levels to add to a value: the sum of two uniform numbers, whose deviation is the root of 1/6.
+    fn at(&self, value: u32, frame: u32) -> f64 {
+        if self.deviation == 0.0 {
+            return 0.0;
+        }
+        let uniform = |seed| lattice(i64::from(value), i64::from(frame), seed);
+        let sum = uniform(self.seed) + uniform(self.seed ^ 0x9e37_79b9);
+        (sum - 1.0) * self.deviation * ROOT_OF_6
     }
 }
 
@@ -337,6 +369,31 @@ mod tests {
             (fnv(&frame.image.data), fnv(&frame.mask)),
             (10_899_777_199_063_181_722, 6_850_700_458_322_806_027)
         );
+    }
+
+    #[test]
+    fn grain_is_new_in_each_frame_and_as_strong_as_asked() {
+        let render = |grain, frame| {
+            let options = SynthOptions { grain, ..options() };
+            Scene::new(&options, SynthKind::Sequence, 1, 2).render(frame)
+        };
+        let (plain, grainy, later) = (render(0, 7), render(12, 7), render(12, 8));
+        assert_eq!(grainy.mask, plain.mask);
+        assert_eq!(frame_number(&render(120, 7).image), Some(7));
+        let differences = |a: &Rgb8Image, b: &Rgb8Image| -> Vec<f64> {
+            let middle = |v: &u8| (60..196).contains(v);
+            (a.data.iter().zip(&b.data).filter(|(a, _)| middle(a)))
+                .map(|(a, b)| f64::from(*b) - f64::from(*a))
+                .collect()
+        };
+        let deviation = |values: &[f64]| {
+            let n = values.len() as f64;
+            let mean = values.iter().sum::<f64>() / n;
+            (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n).sqrt()
+        };
+        let measured = deviation(&differences(&plain.image, &grainy.image));
+        assert!((11.7..12.3).contains(&measured), "{measured}");
+        assert!(deviation(&differences(&grainy.image, &later.image)) > 14.0);
     }
 
     #[test]

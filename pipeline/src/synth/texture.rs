@@ -63,7 +63,7 @@ fn value_noise(x: f64, y: f64, seed: u32) -> f64 {
 }
 
 /// A random value in `[0, 1)` for a lattice point. Source: the finaliser of MurmurHash3, twice.
-fn lattice(x: i64, y: i64, seed: u32) -> f64 {
+pub(super) fn lattice(x: i64, y: i64, seed: u32) -> f64 {
     let mix = |mut h: u32| {
         h = (h ^ h >> 16).wrapping_mul(0x85eb_ca6b);
         h = (h ^ h >> 13).wrapping_mul(0xc2b2_ae35);

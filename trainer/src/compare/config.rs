@@ -7,7 +7,7 @@ use toml::Table;
 
 use super::cost::forward_cost;
 use super::published::Published;
-use crate::config::{TrainConfig, expect, extended, in_file, lay_over, read_table, set};
+use crate::config::{TrainConfig, expect, extended, in_file, lay_over, parse, read_table, set};
 use crate::error::{Error, Result};
 
 /// A comparison, as a file in `configs/compare` says it.
@@ -79,7 +79,8 @@ pub enum Budget {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Synthetic {
-    /// Where: `raw` (`images`, `clips`, and `sequences` as DAVIS) and `shards` (`images`, `clips`) are made in it.
+    /// Where: `raw` (`images`, `clips`, and `sequences` as DAVIS) and `shards` (`images`, `clips`) are made in it. Paths of
+    /// the runs name them as `made:shards/images`.
     pub dir: PathBuf,
     /// What the training data is made of.
     #[serde(default)]
@@ -112,7 +113,22 @@ impl CompareConfig {
     /// # Errors
     /// [`Error::Io`], [`Error::ConfigSyntax`] and [`Error::Config`], naming the file, and the value with what was expected.
     pub fn read(path: &Path, overrides: &[impl AsRef<str>]) -> Result<CompareConfig> {
-        let mut table = read_table(path)?;
+        Self::from_table(read_table(path)?, path, overrides)
+    }
+
+    /// [`Self::read`] from a file's text, which extends no other.
+    ///
+    /// # Errors
+    /// Those of [`Self::read`].
+    pub fn from_toml(text: &str, overrides: &[impl AsRef<str>]) -> Result<CompareConfig> {
+        Self::from_table(parse(text)?, Path::new("."), overrides)
+    }
+
+    fn from_table(
+        mut table: Table,
+        path: &Path,
+        overrides: &[impl AsRef<str>],
+    ) -> Result<CompareConfig> {
         for text in overrides {
             set(&mut table, text.as_ref())?;
         }
@@ -125,6 +141,9 @@ impl CompareConfig {
         {
             if train.contains_key("extends") {
                 *train = extended(std::mem::take(train), path, 0)?;
+            }
+            for (_, value) in train.iter_mut() {
+                find_made(value, config.synthetic.as_ref())?;
             }
         }
         config.validate()?;
@@ -271,6 +290,37 @@ impl std::fmt::Display for Budget {
     }
 }
 
+/// What the paths of a comparison's made data begin with, in place of their folder.
+const MADE: &str = "made:";
+
+/// Puts the folder of the made data into every path that begins with [`MADE`].
+fn find_made(value: &mut toml::Value, synthetic: Option<&Synthetic>) -> Result<()> {
+    match value {
+        toml::Value::String(text) => {
+            let Some(rest) = text.strip_prefix(MADE) else {
+                return Ok(());
+            };
+            let Some(synthetic) = synthetic else {
+                return Err(Error::Config(format!(
+                    "{text:?}: no data is made, expected a table [synthetic] with its folder"
+                )));
+            };
+            let path = synthetic.dir.join(rest);
+            *text = path.to_str().map(str::to_string).ok_or_else(|| {
+                Error::Config(format!("synthetic.dir is {path:?}, expected UTF-8"))
+            })?;
+            Ok(())
+        }
+        toml::Value::Table(table) => table
+            .iter_mut()
+            .try_for_each(|(_, value)| find_made(value, synthetic)),
+        toml::Value::Array(values) => values
+            .iter_mut()
+            .try_for_each(|value| find_made(value, synthetic)),
+        _ => Ok(()),
+    }
+}
+
 /// A name as a folder: small letters, digits, and `_` for everything between them.
 fn slug(name: &str) -> String {
     let words: Vec<_> = name
@@ -352,6 +402,21 @@ model = { mask_ratio = 0.9 }
         );
         assert_eq!(Budget::Hours(0.5).steps_in_time(160.0, 16), Some(18_000));
         assert_eq!(Budget::Steps(5).steps_in_time(160.0, 16), None);
+    }
+
+    #[test]
+    fn made_data_is_found_where_it_is_made() {
+        let text = TEXT.replace("\"sets/clips\"", "\"made:shards/clips\"");
+        let error = read(&text).unwrap_err().to_string();
+        assert!(
+            error.contains("made:shards/clips") && error.contains("[synthetic]"),
+            "{error}"
+        );
+        let text = text.replace("[train]\n", "[synthetic]\ndir = \"here\"\n[train]\n");
+        let config = CompareConfig::from_toml(&text, &["synthetic.dir=there"]).unwrap();
+        let runs = config.runs().unwrap();
+        assert_eq!(runs[1].config.data.path, "there/shards/clips");
+        assert_eq!(runs[0].config.data.path, "sets/images");
     }
 
     #[test]

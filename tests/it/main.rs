@@ -8,6 +8,7 @@ mod bucket;
 mod classify;
 mod cli;
 mod compare;
+mod contain;
 mod convert;
 mod eval;
 mod exchange;

@@ -2,12 +2,13 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 use pipeline::convert::{
-    self, Check, CommonOptions, ConvertReport, FrameRange, ImagenetOptions, KineticsOptions,
-    MaxBad, Part, Progress, ProgressEvent, SplitReport,
+    self, Check, CommonOptions, Containment, ConvertReport, Faults, FrameRange, ImagenetOptions,
+    KineticsOptions, MaxBad, Part, Progress, ProgressEvent, SplitReport,
 };
 
 use shards::printable;
@@ -16,6 +17,12 @@ use crate::output::{Output, facts};
 use crate::progress::Bar;
 use crate::signals;
 use crate::sizes::{human_bytes, parse_bytes};
+
+/// The verb of the processes that decode clips, which nobody types.
+pub const WORKER: &str = "clip-worker";
+
+/// Holds the failures that such a process is to commit, for tests: see [`Faults`].
+const WORKER_FAULT: &str = "PAIRQUET_WORKER_FAULT";
 
 /// Items of each kind named on the terminal; `.pairquet/report-SPLIT.json` has all.
 const NAMED: usize = 20;
@@ -88,6 +95,16 @@ pub struct KineticsArgs {
     /// Keep only these frames, counted in what really decodes, for example 0..300.
     #[arg(long, value_name = "A..B")]
     frames: Option<FrameRange>,
+    /// Leave out a clip that brings no frame for so long.
+    #[arg(long, value_name = "SECONDS", default_value_t = Containment::TIMEOUT.as_secs(), value_parser = clap::value_parser!(u64).range(1..))]
+    clip_timeout: u64,
+    /// Leave out a clip that needs more memory than this to decode.
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes, default_value = "2GiB")]
+    clip_memory: u64,
+    /// Decode in this process and not in those of its own: a clip that crashes the video library then ends the conversion,
+    /// and neither limit holds.
+    #[arg(long, conflicts_with_all = ["clip_timeout", "clip_memory"])]
+    in_process: bool,
 }
 
 #[derive(Args)]
@@ -174,6 +191,11 @@ pub fn run(command: Command, out: &Output) -> Result<ExitCode> {
         Command::Kinetics(args) => {
             let (quality, min_psnr) = (args.common.quality, args.common.min_psnr);
             let (src, list) = clips_of(&args.src, args.root);
+            let containment = Containment {
+                timeout: Duration::from_secs(args.clip_timeout),
+                memory_bytes: args.clip_memory,
+                ..Containment::new(this_program()?, vec![WORKER.into()])
+            };
             let options = KineticsOptions {
                 list,
                 short_side: (args.short_side > 0).then_some(args.short_side),
@@ -181,6 +203,7 @@ pub fn run(command: Command, out: &Output) -> Result<ExitCode> {
                 min_psnr,
                 frame_stride: args.frame_stride,
                 frame_range: args.frames.unwrap_or_default(),
+                containment: (!args.in_process).then_some(containment),
                 common: args.common.options()?,
             };
             convert::kinetics(&src, &args.dst, &options, &bar, &stop)
@@ -200,6 +223,27 @@ pub fn run(command: Command, out: &Output) -> Result<ExitCode> {
     bar.finish();
     out.result(&report?, describe)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Decodes clips for the conversion that started this process.
+pub fn serve_clips() -> Result<ExitCode> {
+    signals::ignore()?;
+    let faults = match std::env::var(WORKER_FAULT) {
+        Ok(faults) => faults.parse().context(WORKER_FAULT)?,
+        Err(_) => Faults::default(),
+    };
+    convert::serve_clips(&faults)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What to start for another process of this program.
+fn this_program() -> Result<PathBuf> {
+    // On Linux, the file that runs and not the one that has its name by now.
+    let running = Path::new("/proc/self/exe");
+    if running.exists() {
+        return Ok(running.to_path_buf());
+    }
+    std::env::current_exe().context("cannot find the file of this program")
 }
 
 fn describe(report: &ConvertReport) -> String {

@@ -74,6 +74,9 @@ enum Verb {
     Export(exchange::ExportArgs),
     /// Make a small synthetic set, convert it, train on it, and say where everything is.
     Demo(demo::Args),
+    /// Decode the clips that a conversion names.
+    #[command(name = convert::WORKER, hide = true)]
+    ClipWorker,
 }
 
 fn main() -> ExitCode {
@@ -92,6 +95,7 @@ fn main() -> ExitCode {
         Verb::Import(args) => exchange::import(args, &out),
         Verb::Export(args) => exchange::export(args, &out),
         Verb::Demo(args) => demo::run(args, &out),
+        Verb::ClipWorker => convert::serve_clips(),
     };
     match result {
         Ok(code) => code,

@@ -2,6 +2,8 @@
 //! the program at once. SIGUSR1 is what mpirun passes on to its ranks, and what Slurm can send before a job's time is up.
 
 use std::process;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result};
 use pipeline::Stop;
@@ -10,13 +12,24 @@ use signal_hook::iterator::Signals;
 
 use crate::output::{Output, talk};
 
+const SIGNALS: [i32; 4] = [SIGINT, SIGTERM, SIGHUP, SIGUSR1];
+
+/// Leaves these signals to the process that started this one: a scheduler may send them to all of a job's.
+pub fn ignore() -> Result<()> {
+    let unseen = Arc::new(AtomicBool::new(false));
+    for signal in SIGNALS {
+        signal_hook::flag::register(signal, Arc::clone(&unseen))
+            .context("cannot listen for signals")?;
+    }
+    Ok(())
+}
+
 /// Returns a flag that the first of these signals raises.
 pub fn stop_on_signal(out: &Output) -> Result<Stop> {
     let stop = Stop::new();
     let raised = stop.clone();
     let quiet = out.is_quiet();
-    let mut signals =
-        Signals::new([SIGINT, SIGTERM, SIGHUP, SIGUSR1]).context("cannot listen for signals")?;
+    let mut signals = Signals::new(SIGNALS).context("cannot listen for signals")?;
     std::thread::Builder::new()
         .name("signals".into())
         .spawn(move || {

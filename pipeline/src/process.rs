@@ -59,6 +59,11 @@ pub fn memory_bytes() -> Option<u64> {
     status_bytes("VmRSS:")
 }
 
+/// The address space that this process holds (`VmSize`).
+pub fn address_space_bytes() -> Option<u64> {
+    status_bytes("VmSize:")
+}
+
 fn status_bytes(name: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix(name))?;

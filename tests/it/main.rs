@@ -10,6 +10,7 @@ mod classify;
 mod cli;
 mod cluster;
 mod compare;
+mod contain;
 mod convert;
 mod eval;
 mod exchange;

@@ -206,7 +206,13 @@ pub enum CodecError {
         /// The system's reason.
         reason: String,
     },
-    /// The library failed for a reason that is not the data's fault, such as missing memory.
+    /// The library wanted more memory than there is, or than it may have: data can ask for any amount.
+    #[error("{library} found no memory for it")]
+    OutOfMemory {
+        /// Which library.
+        library: &'static str,
+    },
+    /// The library failed for a reason that is not the data's fault.
     #[error("{library}: {reason}")]
     Library {
         /// Which library.

@@ -1,23 +1,21 @@
-//! One clip: decoded frame by frame, each frame made smaller and coded as JPEG at once.
+//! One clip: looked at, its frames read here or by a worker, and kept.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
+use std::path::Path;
 
 use shards::{ClipRow, FrameRow};
 
-use super::coding::Coding;
+use super::clip_frames::{Ending, Step, read_frames};
 use super::error::{Error, Result};
-use super::image_item::{reduced, skip_unread, skip_unreadable};
+use super::image_item::{skip_unread, skip_unreadable};
 use super::options::KineticsOptions;
-use super::outcome::{Outcome, Scratch, pixels};
+use super::outcome::{Outcome, Scratch};
 use super::source::{Item, Listing};
-use crate::codec::ImageFormat;
-use crate::codec::video::VideoReader;
+use crate::codec::{CodecError, ImageFormat};
 use crate::stop::Stop;
 
-/// Converts one clip. Frames are those that decode; what a container says about their number plays no part.
-///
-/// A clip that is damaged in the middle keeps the frames that decode; one without any is left out.
+/// Converts one clip: see [`read_frames`] for which frames it gets.
 ///
 /// # Errors
 /// Only what is not the clip's fault; [`Error::Stopped`] soon after a stop is asked for.
@@ -66,78 +64,49 @@ pub(crate) fn convert_clip(
         let reason = format!("a still picture ({format}) and no clip");
         return Ok(Outcome::skip(item, "still picture", reason));
     }
-    let mut reader = match VideoReader::open(&path) {
-        Ok(reader) => reader,
-        Err(error) => return Outcome::refused(item, error),
+    let (frames, ending) = match &options.containment {
+        Some(containment) => scratch
+            .host
+            .read_frames(containment, &path, options, stop)?,
+        None => read_frames_here(&path, options, scratch, stop)?,
     };
-    let coding = Coding::of(options.quality, options.min_psnr);
+    match ending {
+        Ending::Kept { damage } => Ok(Outcome::Clip {
+            row: ClipRow {
+                clip: item.key.to_string(),
+                label: item.label,
+                frames,
+            },
+            damage,
+        }),
+        Ending::Refused { fault, reason } => Ok(Outcome::skip(item, &fault, reason)),
+        Ending::OutOfMemory => {
+            Outcome::refused(item, CodecError::OutOfMemory { library: "FFmpeg" })
+        }
+        Ending::Failed { reason } => Err(Error::Internal(format!("{}: {reason}", item.key))),
+    }
+}
+
+fn read_frames_here(
+    path: &Path,
+    options: &KineticsOptions,
+    scratch: &mut Scratch,
+    stop: &Stop,
+) -> Result<(Vec<FrameRow>, Ending)> {
     let mut frames = Vec::new();
-    let mut fault = None;
-    for number in 0.. {
+    let ending = read_frames(path, options, scratch, &mut |step| {
         if stop.is_requested() {
             return Err(Error::Stopped {
                 done: 0,
                 planned: 0,
             });
         }
-        if options.frame_range.is_past(number) {
-            break;
+        if let Step::Frame(frame) = step {
+            frames.push(frame);
         }
-        let is_wanted = number
-            .checked_sub(options.frame_range.start)
-            .is_some_and(|since_start| since_start % u64::from(options.frame_stride) == 0);
-        let read = if is_wanted {
-            reader.read_into(&mut scratch.image)
-        } else {
-            reader.skip_frame()
-        };
-        let time_us = match read {
-            Ok(Some(time_us)) => time_us,
-            Ok(None) => break,
-            Err(error) => {
-                fault = Some(error);
-                break;
-            }
-        };
-        if !is_wanted {
-            continue;
-        }
-        let short_side = options.short_side.unwrap_or(u32::MAX);
-        match reduced(scratch, short_side, coding)? {
-            Ok(jpeg) => frames.push(FrameRow {
-                time_us,
-                bytes: jpeg.bytes.into(),
-                width: pixels(jpeg.width),
-                height: pixels(jpeg.height),
-            }),
-            Err(error) => return Outcome::refused(item, error),
-        }
-    }
-    let damage = match (&fault, reader.damage()) {
-        (Some(error), _) => Some(error.to_string()),
-        (None, damage) => damage.map(|damage| damage.to_string()),
-    };
-    if frames.is_empty() {
-        return match fault {
-            Some(error) => Outcome::refused(item, error),
-            None => {
-                let reason = damage.map_or_else(
-                    || "no frame in range".to_owned(),
-                    |damage| format!("no frame: {damage}"),
-                );
-                Ok(Outcome::skip(item, "no frames", reason))
-            }
-        };
-    }
-    let damage = damage.map(|damage| format!("{damage}; kept {} frames", frames.len()));
-    Ok(Outcome::Clip {
-        row: ClipRow {
-            clip: item.key.to_string(),
-            label: item.label,
-            frames,
-        },
-        damage,
-    })
+        Ok(())
+    })?;
+    Ok((frames, ending))
 }
 
 /// The format of a file that holds a still picture, which the video library would take for a clip of one frame. A GIF

@@ -146,6 +146,14 @@ pub enum Error {
         /// The first few, with their reasons.
         first: String,
     },
+    /// No process can be started to decode clips.
+    #[error("cannot decode clips in a process of their own: {}: {reason}", program.display())]
+    Worker {
+        /// The program.
+        program: PathBuf,
+        /// What happened instead.
+        reason: String,
+    },
     /// A source file is not the one that was listed any more.
     #[error("{} changed while it was being converted: {reason}", path.display())]
     Changed {

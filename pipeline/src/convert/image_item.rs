@@ -116,6 +116,7 @@ pub(crate) fn reduced(
         decoder,
         image,
         recoded,
+        ..
     } = scratch;
     let image = &*image;
     let smaller;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::coding::{MAX_PSNR, MIN_PSNR};
+use super::contain::Containment;
 use super::error::{Error, Result};
 use super::part::Part;
 use crate::config::MaxBad;
@@ -64,6 +65,10 @@ pub struct KineticsOptions {
     pub frame_stride: u32,
     /// Keeps only these frames, counted in what really decodes.
     pub frame_range: FrameRange,
+    /// Decodes in processes of their own; `None` decodes in this one, which a clip can then take down. Has no effect on
+    /// clips that need neither more time nor more memory than it allows.
+    #[serde(skip)]
+    pub containment: Option<Containment>,
 }
 
 impl Default for KineticsOptions {
@@ -76,6 +81,7 @@ impl Default for KineticsOptions {
             min_psnr: None,
             frame_stride: 1,
             frame_range: FrameRange::default(),
+            containment: None,
         }
     }
 }
@@ -308,7 +314,9 @@ impl KineticsOptions {
                 expected: "at least 1",
             });
         }
-        Ok(())
+        self.containment
+            .as_ref()
+            .map_or(Ok(()), Containment::validate)
     }
 
     /// The options that change the result: what a shard and the manifest record.
@@ -324,6 +332,8 @@ impl KineticsOptions {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -379,6 +389,7 @@ mod tests {
         options.common.workers = 7;
         options.common.max_bad = MaxBad::Count(3);
         options.common.part = Some(Part { index: 0, count: 2 });
+        options.containment = Some(Containment::new("pairquet".into(), vec![]));
         assert_eq!(options.record(), before);
         options.frame_stride = 2;
         assert_ne!(options.record(), before);
@@ -406,6 +417,29 @@ mod tests {
         options.frame_stride = 1;
         options.common.split = "../x".into();
         assert!(options.validate().unwrap_err().to_string().contains("../x"));
+        options.common.split = "x".into();
+        options.validate().unwrap();
+        let sound = Containment::new("pairquet".into(), vec![]);
+        for (containment, named) in [
+            (
+                Containment {
+                    timeout: Duration::ZERO,
+                    ..sound.clone()
+                },
+                "timeout",
+            ),
+            (
+                Containment {
+                    memory_bytes: (64 << 20) - 1,
+                    ..sound
+                },
+                "67108863",
+            ),
+        ] {
+            options.containment = Some(containment);
+            let message = options.validate().unwrap_err().to_string();
+            assert!(message.contains(named), "{message}");
+        }
         let options = ImagenetOptions {
             quality: 0,
             ..Default::default()

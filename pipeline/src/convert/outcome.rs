@@ -2,18 +2,21 @@
 
 use shards::{ClipRow, ImageRow};
 
+use super::contain::Host;
 use super::error::Error;
 use super::report::Skipped;
 use super::source::Item;
 use crate::codec::{CodecError, JpegDecoder, Rgb8Image};
 
-/// Memory that a thread uses again and again.
+/// What a thread uses again and again.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
     pub decoder: JpegDecoder,
     pub image: Rgb8Image,
     /// What a picture coded anew looks like.
     pub recoded: Rgb8Image,
+    /// Whatever decodes the thread's clips, if that is not the thread itself.
+    pub host: Host,
 }
 
 /// What becomes of one item.
@@ -76,6 +79,7 @@ pub(crate) fn fault(error: &CodecError) -> Option<&'static str> {
         CodecError::NotAVideo { .. } => Some("not a video"),
         CodecError::NoVideoStream { .. } => Some("no video stream"),
         CodecError::TooManyFrames { .. } => Some("too long"),
+        CodecError::OutOfMemory { .. } => Some("out of memory"),
         CodecError::Io { .. } | CodecError::Library { .. } => None,
     }
 }

@@ -78,7 +78,7 @@ impl VideoReader {
     /// # Errors
     /// [`CodecError::Io`] if the file cannot be read at all; [`CodecError::Empty`]; [`CodecError::NotAVideo`] if no
     /// container format is recognised or the container lacks its index; [`CodecError::NoVideoStream`];
-    /// [`CodecError::Unsupported`] if FFmpeg has no decoder for it; [`CodecError::TooLarge`].
+    /// [`CodecError::Unsupported`] if FFmpeg has no decoder for it; [`CodecError::TooLarge`]; [`CodecError::OutOfMemory`].
     pub fn open(path: &Path) -> Result<VideoReader, CodecError> {
         VideoReader::open_with(path, VideoLimits::default())
     }
@@ -93,13 +93,14 @@ impl VideoReader {
             reason: error.to_string(),
         })?;
         let start = first_bytes(path)?;
-        let input = ffi::open_input(path).map_err(|error| CodecError::NotAVideo {
+        let not_a_video = |error| CodecError::NotAVideo {
             reason: if start.get(4..8) == Some(b"ftyp") {
                 format!("an MP4 file without a readable index, perhaps cut short ({error})")
             } else {
                 format!("starts with \"{}\" ({error})", start.escape_ascii())
             },
-        })?;
+        };
+        let input = ffi::open_input(path).map_err(|error| refusal(error, not_a_video))?;
         let container = input.format().name().to_owned();
         // The cover picture of a sound file is a video stream to FFmpeg.
         let is_clip =
@@ -116,10 +117,11 @@ impl VideoReader {
             .unwrap_or_default();
         let codec = stream.parameters().id();
         let stated_seconds = ffi::stated_seconds(&input, &stream);
-        let unsupported = |error| CodecError::Unsupported {
+        let no_decoder = |error| CodecError::Unsupported {
             format: codec.name().to_owned(),
             reason: format!("no decoder: {error}"),
         };
+        let unsupported = |error| refusal(error, no_decoder);
         let mut context =
             ffmpeg::codec::Context::from_parameters(stream.parameters()).map_err(unsupported)?;
         context.set_threading(threading::Config {
@@ -201,7 +203,8 @@ impl VideoReader {
     ///
     /// # Errors
     /// [`CodecError::Corrupt`] if not a single frame decodes, [`CodecError::TooManyFrames`], [`CodecError::TooLarge`],
-    /// [`CodecError::Unsupported`] if the pixel format has no conversion. The clip is over after an error.
+    /// [`CodecError::OutOfMemory`], [`CodecError::Unsupported`] if the pixel format has no conversion. The clip is over
+    /// after an error.
     pub fn read_into(&mut self, image: &mut Rgb8Image) -> Result<Option<i64>, CodecError> {
         let Some(time_us) = self.advance()? else {
             return Ok(None);
@@ -307,10 +310,13 @@ impl VideoReader {
                 });
                 Ok(false)
             }
-            Some(error) if self.n_frames == 0 => Err(CodecError::Corrupt {
-                format: self.info.codec.clone(),
-                reason: format!("no frame decodes: {error}"),
-            }),
+            Some(error) if self.n_frames == 0 || is_out_of_memory(error) => {
+                let no_frame = |error| CodecError::Corrupt {
+                    format: self.info.codec.clone(),
+                    reason: format!("no frame decodes: {error}"),
+                };
+                Err(refusal(error, no_frame))
+            }
             Some(error) => {
                 self.stopped = Some(error);
                 Ok(false)
@@ -379,6 +385,27 @@ impl Iterator for VideoReader {
             }
         }
         self.next()
+    }
+}
+
+fn is_out_of_memory(error: ffmpeg::Error) -> bool {
+    matches!(
+        error,
+        ffmpeg::Error::Other {
+            errno: libc::ENOMEM
+        }
+    )
+}
+
+/// What a failed call says of the clip. For want of memory it says nothing: a clip must not lose frames to that unseen.
+pub(super) fn refusal(
+    error: ffmpeg::Error,
+    otherwise: impl FnOnce(ffmpeg::Error) -> CodecError,
+) -> CodecError {
+    if is_out_of_memory(error) {
+        CodecError::OutOfMemory { library: "FFmpeg" }
+    } else {
+        otherwise(error)
     }
 }
 

@@ -7,6 +7,7 @@ use ffmpeg::format::Pixel;
 use ffmpeg::util::frame;
 
 use super::ffi::{Scaler, Source};
+use super::read::refusal;
 use crate::codec::{CodecError, Rgb8Image};
 
 /// How the container asks its frames to be turned; quarter turns and mirrorings.
@@ -108,13 +109,14 @@ impl ToRgb {
         image: &mut Rgb8Image,
     ) -> Result<(), CodecError> {
         let source = source_of(picture);
-        let failed = |error: ffmpeg::Error| CodecError::Unsupported {
+        let no_conversion = |error| CodecError::Unsupported {
             format: "video".to_owned(),
             reason: format!(
                 "{} x {} pixels of type {:?} to RGB: {error}",
                 source.width, source.height, source.format
             ),
         };
+        let failed = |error| refusal(error, no_conversion);
         let current = match self.scaler.take() {
             Some((set_up_for, scaler)) if set_up_for == source => scaler,
             _ => Scaler::new(&source).map_err(failed)?,

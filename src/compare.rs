@@ -12,9 +12,10 @@ use trainer::compare::config::{CompareConfig, Synthetic};
 use trainer::compare::report::{PAGE_FILE, Report};
 use trainer::compare::run::{self, CompareEvent, Which};
 
+use crate::made;
 use crate::output::{Output, Usage};
+use crate::signals::TimeLimit;
 use crate::train::TrainBar;
-use crate::{made, signals};
 
 #[derive(clap::Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
@@ -39,6 +40,8 @@ pub struct Args {
     /// List the runs and end.
     #[arg(long)]
     list: bool,
+    #[command(flatten)]
+    time: TimeLimit,
 }
 
 #[derive(clap::Subcommand)]
@@ -89,9 +92,9 @@ pub fn run(args: Args, out: &Output) -> Result<ExitCode> {
         (None, Some(part)) => Which::Part(part),
         (None, None) => Part::from_env()?.map_or(Which::All, Which::Part),
     };
-    let stop = signals::stop_on_signal(out)?;
+    let stop = args.time.stop(out)?;
     if !make(&config, &dir, which, &stop, out)? {
-        out.say("stopped; the same command goes on from here");
+        out.say(args.time.stopped(&stop));
         return Ok(ExitCode::FAILURE);
     }
     if which == Which::All {

@@ -13,7 +13,7 @@ use trainer::compare::run::{self, CompareEvent, Which};
 
 use crate::made::{self, Stage};
 use crate::output::{Output, Usage};
-use crate::signals;
+use crate::signals::TimeLimit;
 use crate::train::TrainBar;
 
 #[derive(clap::Args)]
@@ -39,6 +39,8 @@ pub struct Args {
     /// List the runs and end.
     #[arg(long)]
     list: bool,
+    #[command(flatten)]
+    time: TimeLimit,
 }
 
 #[derive(clap::Subcommand)]
@@ -89,9 +91,9 @@ pub fn run(args: Args, out: &Output) -> Result<ExitCode> {
         (None, Some(part)) => Which::Part(part),
         (None, None) => Part::from_env()?.map_or(Which::All, Which::Part),
     };
-    let stop = signals::stop_on_signal(out)?;
+    let stop = args.time.stop(out)?;
     if !make(&config, &dir, which, &stop, out)? {
-        out.say("stopped; the same command goes on from here");
+        out.say(args.time.stopped(&stop));
         return Ok(ExitCode::FAILURE);
     }
     if which == Which::All {

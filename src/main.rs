@@ -65,7 +65,7 @@ enum Verb {
     Train(train::Args),
     /// Score a trained encoder as the papers do.
     #[command(subcommand)]
-    Eval(eval::Command),
+    Eval(Box<eval::Command>),
     /// Train several methods alike, evaluate them, and report which is better and whether that is chance.
     Compare(compare::Args),
     /// Turn another program's checkpoint into one of ours.
@@ -82,7 +82,13 @@ enum Verb {
 fn main() -> ExitCode {
     trainer::device::prepare_process(); // before any thread is started
     let cli = Cli::parse();
-    let out = Output::new(cli.json, cli.quiet);
+    let out = match Output::new(cli.json, cli.quiet).with_environment() {
+        Ok(out) => out,
+        Err(error) => {
+            Output::new(cli.json, cli.quiet).error(&error);
+            return ExitCode::from(2);
+        }
+    };
     let result = match cli.verb {
         Verb::Convert(command) => convert::run(command, &out),
         Verb::Inspect(args) => inspect::run(args, &out),
@@ -90,7 +96,7 @@ fn main() -> ExitCode {
         Verb::Order(args) => order::run(args, &out),
         Verb::Bench(command) => bench::run(command, &out),
         Verb::Train(args) => train::run(args, &out),
-        Verb::Eval(command) => eval::run(command, &out),
+        Verb::Eval(command) => eval::run(*command, &out),
         Verb::Compare(args) => compare::run(args, &out),
         Verb::Import(args) => exchange::import(args, &out),
         Verb::Export(args) => exchange::export(args, &out),

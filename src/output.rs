@@ -1,9 +1,12 @@
 //! Where words go: results to standard output, talk to standard error.
 
+use std::env;
 use std::io::{self, Write};
+use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use comfy_table::{Table, presets};
+use pipeline::stall::{self, Watch};
 use serde::Serialize;
 use shards::printable;
 
@@ -11,7 +14,14 @@ use shards::printable;
 pub struct Output {
     json: bool,
     quiet: bool,
+    patience: Duration,
 }
+
+/// How long a stage may stand still before that is said, in seconds, instead of a minute.
+const PATIENCE: &str = "PAIRQUET_STALL_SECONDS";
+
+/// The least patience that makes sense: the stages are looked at four times in it.
+const SHORTEST: Duration = Duration::from_millis(10);
 
 /// An error of the command, not of the work: the exit code is 2.
 #[derive(Debug)]
@@ -28,7 +38,41 @@ impl std::error::Error for Usage {}
 impl Output {
     /// `json`: results as JSON; `quiet`: no talk and no progress.
     pub fn new(json: bool, quiet: bool) -> Self {
-        Self { json, quiet }
+        Self {
+            json,
+            quiet,
+            patience: stall::PATIENCE,
+        }
+    }
+
+    /// As the environment says.
+    ///
+    /// # Errors
+    /// [`Usage`] naming the variable and its value.
+    pub fn with_environment(mut self) -> Result<Self> {
+        let Some(value) = env::var_os(PATIENCE) else {
+            return Ok(self);
+        };
+        let value = value.to_string_lossy();
+        let seconds = value.trim().parse().unwrap_or_default();
+        let patience = Duration::try_from_secs_f64(seconds).unwrap_or_default();
+        if patience < SHORTEST {
+            bail!(Usage(format!(
+                "{PATIENCE} is {value:?}, expected a number of seconds, at least {}",
+                SHORTEST.as_secs_f64()
+            )));
+        }
+        self.patience = patience;
+        Ok(self)
+    }
+
+    /// Has a thread say, through `say`, which stage of the work stands still for too long; none if nobody is to be told.
+    pub fn watch_stalls(&self, say: impl Fn(&str) + Send + 'static) -> Option<Watch> {
+        let watch = (!self.quiet).then(|| Watch::start(self.patience, say));
+        watch.transpose().unwrap_or_else(|error| {
+            self.say(format!("stalled stages will not be reported: {error}"));
+            None
+        })
     }
 
     /// Whether progress and talk are unwanted.

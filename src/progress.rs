@@ -1,10 +1,12 @@
-//! Progress on standard error: a bar where there is a terminal, a line every ten seconds where there is none.
+//! Progress on standard error: a bar where there is a terminal, a line every ten seconds where there is none; and a line
+//! when a stage of the work stands still.
 
 use std::io::{IsTerminal, stderr};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use pipeline::stall::Watch;
 
 use crate::output::{Output, printable_text, talk};
 
@@ -16,6 +18,7 @@ pub struct Bar {
     bar: ProgressBar,
     lines: Option<Mutex<Instant>>,
     what: &'static str,
+    _stalls: Option<Watch>,
 }
 
 impl Bar {
@@ -37,10 +40,13 @@ impl Bar {
         if let Ok(style) = ProgressStyle::with_template(&template) {
             bar.set_style(style.progress_chars("=> "));
         }
+        let lines = (shown && !terminal).then(|| Mutex::new(Instant::now()));
+        let (above, has_lines) = (bar.clone(), lines.is_some());
         Self {
             bar,
-            lines: (shown && !terminal).then(|| Mutex::new(Instant::now())),
+            lines,
             what,
+            _stalls: out.watch_stalls(move |text| say(&above, has_lines, text)),
         }
     }
 
@@ -68,11 +74,7 @@ impl Bar {
 
     /// A line above the bar.
     pub fn say(&self, text: &str) {
-        if self.lines.is_some() {
-            talk(text);
-        } else {
-            self.bar.println(printable_text(text));
-        }
+        say(&self.bar, self.lines.is_some(), text);
     }
 
     /// Takes the bar away.
@@ -97,5 +99,13 @@ impl Bar {
                 self.bar.message()
             ));
         }
+    }
+}
+
+fn say(bar: &ProgressBar, has_lines: bool, text: &str) {
+    if has_lines {
+        talk(text);
+    } else {
+        bar.println(printable_text(text));
     }
 }

@@ -11,9 +11,9 @@ use trainer::exchange::IMPORT_FILE;
 use trainer::train::train_over;
 use trainer::{Progress, Summary, TrainConfig};
 
-use crate::output::{Output, facts};
+use crate::output::{Output, facts, talk};
 use crate::progress::Bar;
-use crate::signals;
+use crate::signals::TimeLimit;
 use crate::sizes::human_bytes;
 
 #[derive(clap::Args)]
@@ -33,6 +33,8 @@ pub struct Args {
     /// Print the resolved config and end.
     #[arg(long)]
     print_config: bool,
+    #[command(flatten)]
+    time: TimeLimit,
 }
 
 /// Runs the verb: exit code 1 if it was stopped before its end.
@@ -55,13 +57,18 @@ pub fn run(args: Args, out: &Output) -> Result<ExitCode> {
     }
     let ranks = Ranks::join(World::from_env()?, &config.device)?;
     let silent = Output::new(false, true);
+    let whose = format!("rank {} of {}", ranks.rank(), ranks.size());
+    // Rank 0 has a progress bar that says such things; the others have nothing else to say.
+    let of_rank = whose.clone();
+    let of_others = (!ranks.is_first()).then_some(out);
+    let _stalls =
+        of_others.and_then(|out| out.watch_stalls(move |text| talk(&format!("{of_rank}: {text}"))));
     let out = if ranks.is_first() { out } else { &silent };
-    let stop = signals::stop_on_signal(out)?;
+    let stop = args.time.stop(out)?;
     let summary = match train(&config, &dir, &ranks, &stop, out) {
         Ok(summary) => summary,
         Err(error) if ranks.size() > 1 => {
             // Said before the others are ended, and this process with them.
-            let whose = format!("rank {} of {}", ranks.rank(), ranks.size());
             out.error(&error.context(whose));
             ranks.abort();
             return Ok(ExitCode::FAILURE);
@@ -70,6 +77,9 @@ pub fn run(args: Args, out: &Output) -> Result<ExitCode> {
     };
     if ranks.is_first() {
         out.result(&summary, describe)?;
+        if summary.stopped && stop.is_requested() {
+            out.say(args.time.stopped(&stop));
+        }
     }
     ranks.leave()?;
     Ok(if summary.stopped {
@@ -163,11 +173,7 @@ fn describe(summary: &Summary) -> String {
             format!(
                 "{}{}",
                 summary.steps,
-                if summary.stopped {
-                    " (stopped; the same command goes on)"
-                } else {
-                    ""
-                }
+                if summary.stopped { " (stopped)" } else { "" }
             ),
         ),
         ("loss", losses(summary)),

@@ -11,7 +11,8 @@
 //! 7. [`synth`]: made pictures, clips and masks with known answers
 //! 8. [`sheet`]: a set, or what a configuration makes of it, as one picture to look at
 //! 9. [`speed`]: how fast the loader is on this machine, beside the floor of its cost
-//! 10. [`error`], [`stop`] and [`process`]: what can go wrong, told apart by what a caller can do about it; the wish to end early; what the process used
+//! 10. [`error`], [`stop`], [`stall`] and [`process`]: what can go wrong, told apart by what a caller can do about it; the wish to end early; what stands
+//!     still; what the process used
 //!
 //! Invariants:
 //!
@@ -28,6 +29,7 @@ pub mod process;
 pub mod rng;
 pub mod sheet;
 pub mod speed;
+pub mod stall;
 pub mod stop;
 pub mod synth;
 pub mod views;

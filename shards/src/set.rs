@@ -168,6 +168,22 @@ impl ShardSet {
         self.index(shard)?.named_sample(within)
     }
 
+    /// Shard and row group of a sample in words, by the manifest alone.
+    pub fn place(&self, idx: u64) -> String {
+        let (shard, within) = match self.locate(idx) {
+            Ok(located) => located,
+            Err(error) => return error.to_string(),
+        };
+        let entry = &self.shards[shard].entry;
+        let mut end = 0;
+        let group = entry.groups.iter().position(|group| {
+            end += group.samples;
+            within < end
+        });
+        let group = group.map_or_else(String::new, |number| format!(", row group {number}"));
+        format!("{}{group}, sample {within}", entry.name)
+    }
+
     /// Pictures of a sample: 1 for an image.
     ///
     /// # Errors

@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::ValueEnum;
 use comfy_table::{Table, presets};
+use pipeline::Stop;
 use pipeline::config::RandAugmentConfig;
 use serde::Serialize;
 use trainer::eval::accuracy::{Accuracy, Share};
@@ -21,7 +22,7 @@ use trainer::models::Pool;
 use super::{Shared, results_dir};
 use crate::output::{Output, facts};
 use crate::progress::Bar;
-use crate::signals;
+use crate::signals::{self, TimeLimit};
 
 /// What the three ask for.
 #[derive(clap::Args)]
@@ -156,6 +157,8 @@ struct CourseArgs {
     /// Seed of everything random.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    #[command(flatten)]
+    time: TimeLimit,
 }
 
 /// Runs `knn`.
@@ -177,7 +180,7 @@ pub fn run_knn(args: KnnArgs, out: &Output) -> Result<ExitCode> {
 
 /// Runs `probe`.
 pub fn run_probe(args: ProbeArgs, out: &Output) -> Result<ExitCode> {
-    let stop = signals::stop_on_signal(out)?;
+    let stop = args.course.time.stop(out)?;
     let (encoder, id) = args.common.shared.load(out)?;
     let data = args.common.data();
     let protocol = match args.fast {
@@ -204,12 +207,15 @@ pub fn run_probe(args: ProbeArgs, out: &Output) -> Result<ExitCode> {
         talk.tell(it);
     });
     talk.end();
-    finish(&results?, &dir, out, describe_supervised)
+    match args.fast {
+        true => finish(&results?, &dir, out, describe_supervised), // stopped, it begins anew
+        false => finish_course(results, &course.time, &stop, &dir, out),
+    }
 }
 
 /// Runs `finetune`.
 pub fn run_finetune(args: FinetuneArgs, out: &Output) -> Result<ExitCode> {
-    let stop = signals::stop_on_signal(out)?;
+    let stop = args.course.time.stop(out)?;
     let device = trainer::device::open(&args.common.shared.device)?;
     let (read, id) = args.common.shared.read(out)?;
     let mut settings = FinetuneSettings::mae(args.common.data(), read.model.sizes().embed_dim);
@@ -240,7 +246,21 @@ pub fn run_finetune(args: FinetuneArgs, out: &Output) -> Result<ExitCode> {
         talk.tell(it);
     });
     talk.end();
-    finish(&results?, &dir, out, describe_supervised)
+    finish_course(results, &course.time, &stop, &dir, out)
+}
+
+/// As [`finish`], unless it was stopped, which leaves a state to go on from.
+fn finish_course<S: Serialize>(
+    results: trainer::Result<Results<S, SupervisedScores>>,
+    time: &TimeLimit,
+    stop: &Stop,
+    dir: &Path,
+    out: &Output,
+) -> Result<ExitCode> {
+    if matches!(results, Err(trainer::Error::Stopped)) {
+        bail!(time.stopped(stop));
+    }
+    finish(&results?, dir, out, describe_supervised)
 }
 
 fn set<T>(field: &mut T, given: Option<T>) {

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -239,4 +240,38 @@ fn a_run_from_a_bucket_over_a_bad_line_has_the_losses_of_a_local_one() {
     args.extend(["--set".to_owned(), "data.path=s3://sets/clips".into()]);
     succeeds(proxy.environment(), &strs(&args));
     assert_eq!(figures(&remote), figures(&local));
+}
+
+#[test]
+fn a_store_that_falls_silent_is_named_and_the_run_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let [here, there] = ["here", "there"].map(|name| dir.path().join(name));
+    let local = demo_set().join("shards/images");
+    ok(&strs(&train_from(utf8(&local), &here, &[])));
+    let server = server_with("images");
+    let proxy = Proxy::start(server.address()).unwrap();
+    let asked = AtomicU64::new(0);
+    proxy.set_plan(Box::new(move |request| {
+        let of_shard = request.path.contains(".parquet");
+        match of_shard && asked.fetch_add(1, Ordering::SeqCst) == 6 {
+            true => Fault::Stall,
+            false => Fault::None,
+        }
+    }));
+    let set = "s3://sets/images";
+    let slow = ["data.read=pages", "data.store={stall_timeout_ms=4000}"];
+    let mut args = train_from(set, &there, &slow);
+    args.retain(|arg| arg != "--quiet");
+    let mut command = program(proxy.environment(), &strs(&args));
+    let output = command.env("PAIRQUET_STALL_SECONDS", "1").output().unwrap();
+    let said = text(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let told = |start: &str, within: &str| {
+        let mut lines = said.lines();
+        lines.any(|line| line.starts_with(start) && line.contains(within))
+    };
+    let shard = "for stage reading: train-00000-of-00001.parquet, row group ";
+    assert!(told("waiting ", shard), "{said}");
+    assert!(told("stage reading goes on, after ", " s"), "{said}");
+    assert_eq!(figures(&there), figures(&here));
 }

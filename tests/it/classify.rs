@@ -350,7 +350,10 @@ fn a_killed_and_a_stopped_run_go_on_bit_for_bit() {
                 .unwrap();
             let output = child.wait_with_output().unwrap();
             assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
-            assert!(text(&output.stderr).ends_with("pairquet: stopped\n"));
+            assert!(
+                text(&output.stderr)
+                    .ends_with("pairquet: stopped; the same command goes on from here\n")
+            );
         }
         ok(&strs(&args(protocol, &broken, settings)));
         assert_eq!(scores(&broken), scores(&whole), "{protocol}");
@@ -359,6 +362,13 @@ fn a_killed_and_a_stopped_run_go_on_bit_for_bit() {
             state(&broken) == state(&whole),
             "{protocol}: weights and momentum"
         );
+
+        let limited = dir.path().join("limited");
+        let mut short = settings.to_vec();
+        short.push("--max-hours=0.00001");
+        let said = fails(1, &strs(&args(protocol, &limited, &short)));
+        let end = "stopped as --max-hours 0.00001 are over; the same command goes on from here\n";
+        assert!(said.ends_with(end), "{said}");
 
         // A finished run is not trained again, and other settings are another run.
         ok(&strs(&args(protocol, &whole, settings)));

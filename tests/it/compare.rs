@@ -65,6 +65,20 @@ fn killed_and_resumed_it_repeats_nothing_and_says_the_same() {
     ok(&["-q", "compare", utf8(&config), "--out", utf8(&undisturbed)]);
 
     let killed = dir.path().join("killed");
+    let limited = [
+        "compare",
+        utf8(&config),
+        "--out",
+        utf8(&killed),
+        "--max-hours=0.0001",
+    ];
+    let said = fails(1, &limited);
+    assert!(
+        said.ends_with(
+            "stopped as --max-hours 0.0001 are over; the same command goes on from here\n"
+        ),
+        "{said}"
+    );
     for millis in [300, 900, 1500] {
         let mut child = pairquet()
             .args(["-q", "compare", utf8(&config), "--out", utf8(&killed)])

@@ -1,11 +1,14 @@
 //! Evaluations: the same weights score the same from any file, what fails is told apart, what is done is kept.
 
-use std::fs;
+use std::fs::{self, TryLockError};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::thread::sleep;
+use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::support::{fails, json, ok, text, utf8};
+use crate::support::{fails, json, ok, pairquet, text, utf8};
 use crate::train::{strs, train_args};
 
 const SIDES: (usize, usize) = (48, 64);
@@ -402,4 +405,35 @@ fn a_run_is_evaluated_on_the_way_and_its_weights_do_not_know_it() {
     args.extend(["--set".into(), "optim.max_steps=26".into()]);
     let message = fails(1, &strs(&args));
     assert!(message.contains("two cannot be scored"), "{message}");
+}
+
+#[test]
+fn the_run_folder_is_locked_while_a_run_is_evaluated() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = davis(dir.path());
+    let run = dir.path().join("run");
+    let mut args = train_args("cropmae", &run, 1);
+    for value in [
+        "optim.max_steps=1".to_owned(),
+        format!("eval.davis.data={}", utf8(&data)),
+        "eval.davis.input=[160,208]".to_owned(),
+    ] {
+        args.extend(["--set".to_owned(), value]);
+    }
+    let mut child = pairquet()
+        .args(&args)
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    // Made when the evaluation begins.
+    while !run.join("eval").exists() {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before");
+        sleep(Duration::from_millis(1));
+    }
+    let lock = fs::File::open(run.join(".lock")).unwrap();
+    let taken = matches!(lock.try_lock(), Err(TryLockError::WouldBlock));
+    let evaluates = !run.join("evaluations.jsonl").exists();
+    drop(lock);
+    assert!(child.wait().unwrap().success());
+    assert!(taken && evaluates, "taken: {taken}, evaluates: {evaluates}");
 }

@@ -1,7 +1,7 @@
 //! Many processes over MPI: the same losses, the same checkpoints, and an end for all when one is lost.
 
 use std::fs;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread::sleep;
@@ -127,12 +127,14 @@ fn a_checkpoint_of_two_ranks_goes_on_with_one_and_with_four() {
 /// A run that would take for ever, past its first checkpoint, with the ranks' process ids.
 #[cfg(target_os = "linux")]
 fn under_way(out: &Path) -> Option<(Child, Vec<u32>)> {
-    let endless = args(
+    let mut endless = args(
         "cropmae",
         out,
         &["optim.max_steps=100000", "run.checkpoint_every=2"],
     );
+    endless.retain(|arg| arg != "--quiet");
     let child = on_ranks(2, &endless)?
+        .env("PAIRQUET_STALL_SECONDS", "1")
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
@@ -213,6 +215,28 @@ fn a_killed_rank_ends_all_and_the_last_checkpoint_is_whole() {
     fails(1, &strs(&args("cropmae", &out, &more))); // stopped, not done
     assert_eq!(saved(&out), last + 2);
     assert_eq!(losses(&out).len(), last + 2);
+}
+
+/// MPI waits for ever for a rank that hangs and is not dead.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_rank_that_hangs_is_spoken_of_and_the_run_goes_on_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("run");
+    let Some((mut child, ranks)) = under_way(&out) else {
+        return;
+    };
+    signal("-STOP", ranks[1]);
+    let said = BufReader::new(child.stderr.take().unwrap());
+    let mut lines = said.lines().map(Result::unwrap);
+    let mut heard = |expected: &str| lines.any(|line| line.contains(expected));
+    let waits = heard(" s for stage communication: ");
+    signal("-CONT", ranks[1]);
+    assert!(waits && heard("stage communication goes on, after "));
+    signal("-USR1", child.id());
+    lines.for_each(drop);
+    assert!(!ended(child).status.success(), "a stopped run is not done");
+    assert_eq!(saved(&out), losses(&out).len());
 }
 
 #[cfg(target_os = "linux")]

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::support::{demo_set, fails, json, ok, pairquet, utf8};
+use crate::support::{demo_set, fails, json, ok, pairquet, text, utf8};
 
 /// Enough steps for several checkpoints, few enough for seconds.
 const STEPS: usize = 24;
@@ -148,6 +148,234 @@ fn a_terminated_run_saves_and_says_that_it_stopped() {
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(newest_weights(&out).is_file());
+}
+
+/// Slurm's warning before a job's time is up, which mpirun passes on too.
+#[cfg(unix)]
+#[test]
+fn sigusr1_saves_and_the_same_command_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("run");
+    let mut args = endless(&run);
+    args.retain(|arg| arg != "--quiet");
+    let child = pairquet()
+        .args(&args)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let started = Instant::now();
+    while steps_made(&run) < 3 {
+        assert!(
+            started.elapsed() < Duration::from_secs(120),
+            "no third step"
+        );
+        sleep(Duration::from_millis(5));
+    }
+    std::process::Command::new("kill")
+        .args(["-USR1", &child.id().to_string()])
+        .status()
+        .unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let end = "stopped; the same command goes on from here\n";
+    assert!(said.ends_with(end), "{said}");
+    goes_on_as_if_undisturbed(&run, &dir.path().join("whole"));
+}
+
+#[test]
+fn a_limit_on_time_saves_and_the_same_command_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("run");
+    // Longer where the machine is too busy for a single step.
+    for hours in ["0.001", "0.01", "0.05"] {
+        let mut args = endless(&run);
+        args.retain(|arg| arg != "--quiet");
+        args.extend(["--max-hours".to_owned(), hours.to_owned()]);
+        let started = Instant::now();
+        let said = fails(1, &strs(&args));
+        let seconds = hours.parse::<f64>().unwrap() * 3600.0;
+        assert!(started.elapsed().as_secs_f64() >= seconds, "{said}");
+        let end = format!(
+            "stopped as --max-hours {hours} are over; the same command goes on from here\n"
+        );
+        assert!(said.ends_with(&end), "{said}");
+        if steps_made(&run) > 0 {
+            break;
+        }
+    }
+    goes_on_as_if_undisturbed(&run, &dir.path().join("whole"));
+
+    for wrong in ["0", "-1", "never", "inf"] {
+        let message = fails(2, &["train", "any.toml", &format!("--max-hours={wrong}")]);
+        assert!(
+            message.contains(wrong) && message.contains("hours above 0"),
+            "{message}"
+        );
+    }
+}
+
+/// With stand-ins for Slurm's commands.
+#[cfg(target_os = "linux")]
+#[test]
+fn the_batch_script_goes_back_to_the_queue_only_if_it_was_asked_to_stop() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let requeued = path("requeued");
+    for (name, text) in [
+        ("srun", "shift\nexec \"$@\"\n".to_owned()),
+        (
+            "scontrol",
+            format!(
+                "[ \"$1\" = show ] && echo here || echo \"$@\" >> {}\n",
+                utf8(&requeued)
+            ),
+        ),
+    ] {
+        fs::write(path(name), format!("#!/bin/sh\n{text}")).unwrap();
+        fs::set_permissions(path(name), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    symlink(env!("CARGO_BIN_EXE_pairquet"), path("pairquet")).unwrap();
+    let commands = std::env::var("PATH").unwrap();
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/configs/cluster/train.sbatch");
+    let batch = |run: &Path, more: &[&str]| {
+        let mut args = endless(run);
+        for value in more {
+            args.extend(["--set".to_owned(), (*value).to_owned()]);
+        }
+        args.push("--print-config".to_owned());
+        let config = run.with_extension("toml");
+        fs::write(&config, ok(&strs(&args))).unwrap();
+        let mut command = std::process::Command::new("bash");
+        command.args([script, utf8(&config), utf8(run)]);
+        command.env("PATH", format!("{}:{commands}", utf8(dir.path())));
+        command.envs([("SLURM_JOB_ID", "77"), ("SLURM_JOB_NODELIST", "here")]);
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
+        command.spawn().unwrap()
+    };
+
+    let asked = path("asked");
+    let child = batch(&asked, &[]);
+    let started = Instant::now();
+    while steps_made(&asked) < 2 {
+        assert!(
+            started.elapsed() < Duration::from_secs(120),
+            "no second step"
+        );
+        sleep(Duration::from_millis(5));
+    }
+    std::process::Command::new("kill")
+        .args(["-USR1", &child.id().to_string()])
+        .status()
+        .unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    assert_eq!(fs::read_to_string(&requeued).unwrap(), "requeue 77\n");
+    let made = steps_made(&asked);
+    assert!(
+        newest_weights(&asked)
+            .parent()
+            .unwrap()
+            .ends_with(format!("step-{made:08}"))
+    );
+
+    let broken = ["optim.lr=1e30", "optim.warmup_ratio=0"];
+    for (name, more, code) in [
+        ("broken", &broken[..], 1),
+        ("done", &["optim.max_steps=1"], 0),
+    ] {
+        let output = batch(&path(name), more).wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "{}", text(&output.stderr));
+    }
+    assert_eq!(fs::read_to_string(&requeued).unwrap().lines().count(), 1);
+}
+
+/// A run that only ends when it is told to.
+fn endless(out: &Path) -> Vec<String> {
+    let mut args = train_args("cropmae", out, 1);
+    args.extend(["--set".into(), "optim.max_steps=1000000".into()]);
+    args
+}
+
+fn steps_made(run: &Path) -> usize {
+    fs::read_to_string(run.join("metrics.jsonl")).map_or(0, |text| text.lines().count())
+}
+
+/// Makes two more steps of an endless run that was stopped, and as many in one go: the figures and weights are the same.
+fn goes_on_as_if_undisturbed(run: &Path, whole: &Path) {
+    let made = steps_made(run);
+    let newest = newest_weights(run);
+    let saved = newest.parent().unwrap().to_str().unwrap();
+    assert!(saved.ends_with(&format!("step-{made:08}")), "{saved}");
+    for out in [run, whole] {
+        let mut args = endless(out);
+        args.extend(["--set".into(), format!("run.stop_after={}", made + 2)]);
+        fails(1, &strs(&args)); // stopped, not done
+    }
+    assert_eq!(figures(run), figures(whole));
+    let weights = |run| fs::read(newest_weights(run)).unwrap();
+    assert!(weights(run) == weights(whole), "weights");
+}
+
+#[test]
+fn a_loss_that_is_no_number_ends_the_run_with_the_step_the_samples_and_the_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("run");
+    let mut args = train_args("cropmae", &run, 2);
+    for value in [
+        "optim.lr=1e30",
+        "optim.warmup_ratio=0",
+        "run.checkpoint_every=1",
+    ] {
+        args.extend(["--set".into(), value.into()]);
+    }
+    let message = fails(1, &strs(&args));
+    let made = steps_made(&run);
+    let step = made + 1;
+    assert!(message.contains(&format!("step {step}: ")), "{message}");
+    assert!(message.contains("expected a finite number"), "{message}");
+    let list = run.join(format!("not-finite-step-{step:08}.txt"));
+    let keys = fs::read_to_string(&list).unwrap();
+    assert_eq!(keys.lines().count(), 8, "the keys of a batch");
+    let named = keys.lines().next().unwrap();
+    assert!(message.contains(named), "{message}");
+    // What is named is there, from before, and the newest.
+    let newest = newest_weights(&run);
+    let checkpoint = newest.parent().unwrap();
+    assert!(
+        checkpoint.ends_with(format!("step-{made:08}")),
+        "{checkpoint:?}"
+    );
+    let last = format!("last good checkpoint: {}", checkpoint.display());
+    assert!(message.contains(&last), "{message}");
+    for entry in fs::read_dir(run.join("checkpoints")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let saved = name.strip_prefix("step-").map(|step| step.parse::<usize>());
+        assert!(saved.is_none_or(|saved| saved.unwrap() <= made), "{name}");
+    }
+    let before = fs::read(&newest).unwrap();
+    let again = fails(1, &strs(&args)); // the same command meets the same
+    assert!(again.contains(&format!("step {step}: ")), "{again}");
+    assert!(fs::read(&newest).unwrap() == before, "the checkpoint");
+}
+
+#[test]
+fn a_patience_without_sense_is_named() {
+    let mut command = pairquet();
+    command
+        .env("PAIRQUET_STALL_SECONDS", "soon")
+        .arg("inspect")
+        .arg("any");
+    let output = command.output().unwrap();
+    let message = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{message}");
+    assert!(
+        message.contains("PAIRQUET_STALL_SECONDS is \"soon\""),
+        "{message}"
+    );
 }
 
 /// `pairquet train … 2>&1 | head -1` must not end the training.

@@ -71,21 +71,21 @@ pub enum Error {
     #[error("ranks: {0}")]
     Ranks(String),
 
-    /// The loss or a gradient is NaN or infinite; nothing was updated with it.
+    /// The loss, a gradient or an updated parameter is NaN or infinite; nothing of that step was saved.
     #[error(
         "step {step}: {what} is {value}, expected a finite number; samples of this step: {keys}; \
          last good checkpoint: {last_checkpoint}"
     )]
     NotFinite {
-        /// The optimizer step, counted from 1, that was not made.
+        /// The optimizer step, counted from 1.
         step: u64,
-        /// The loss, or the gradient of which parameter.
+        /// The loss, the gradient of which parameter, or the parameter.
         what: String,
         /// The value met.
         value: f64,
         /// Keys of the samples in the step's batches, as this rank saw them.
         keys: String,
-        /// Folder of the newest checkpoint, or `none`.
+        /// Folder of the newest checkpoint from before the step, or `none`.
         last_checkpoint: String,
     },
 

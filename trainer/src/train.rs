@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor, Var};
 use pipeline::loader::{Batch, Loader, LoaderState};
+use pipeline::stall::Task;
 
 use crate::checkpoint::{Checkpoints, Found, Keep, State};
 use crate::config::{TrainConfig, differences};
@@ -89,12 +90,36 @@ pub fn train_over(
     stop: &Stop,
     progress: &mut dyn FnMut(&Progress),
 ) -> Result<Summary> {
+    train_portion(ranks, config, run_dir, Lock::Take, stop, progress)
+}
+
+/// Who takes the lock of the run folder.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lock {
+    /// The training does, while it lasts.
+    Take,
+    /// The caller has it.
+    Held,
+}
+
+/// As [`train_over`], for a caller that does more in the run folder than to train.
+///
+/// # Errors
+/// As [`train_over`].
+pub(crate) fn train_portion(
+    ranks: &Ranks,
+    config: &TrainConfig,
+    run_dir: &Path,
+    lock: Lock,
+    stop: &Stop,
+    progress: &mut dyn FnMut(&Progress),
+) -> Result<Summary> {
     let mut data = config.data.clone();
     if data.threads == 0 {
         data.threads = (device::cores() - 1).max(1);
     }
     let open = |start| Ok(Loader::new(&data, config.seed, ranks.share(), start)?);
-    train_from(ranks, config, &open, run_dir, stop, progress)
+    train_batches(ranks, config, &open, run_dir, lock, stop, progress)
 }
 
 /// As [`train_over`], with batches from any loader: `open` starts this rank's at a place in the stream.
@@ -109,6 +134,18 @@ pub fn train_from(
     stop: &Stop,
     progress: &mut dyn FnMut(&Progress),
 ) -> Result<Summary> {
+    train_batches(ranks, config, open, run_dir, Lock::Take, stop, progress)
+}
+
+fn train_batches(
+    ranks: &Ranks,
+    config: &TrainConfig,
+    open: &dyn Fn(LoaderState) -> Result<Loader>,
+    run_dir: &Path,
+    lock: Lock,
+    stop: &Stop,
+    progress: &mut dyn FnMut(&Progress),
+) -> Result<Summary> {
     let config = &config.resolved()?;
     let is_first = ranks.is_first();
     let silent: &mut dyn FnMut(&Progress) = &mut |_| {};
@@ -118,7 +155,8 @@ pub fn train_from(
     device::set_precision(config.precision);
     let of_config = crc32c::crc32c(config.to_toml()?.as_bytes());
     ranks.agree("the checksum of the config", of_config.into())?;
-    let _lock = is_first.then(|| lock::lock(run_dir)).transpose()?;
+    let takes_lock = is_first && lock == Lock::Take;
+    let _lock = takes_lock.then(|| lock::lock(run_dir)).transpose()?;
     let opened = is_first.then(|| Checkpoints::open(run_dir)).transpose()?;
     let resumed = match &opened {
         Some(checkpoints) => find_resumable(checkpoints, config, progress)?,
@@ -191,16 +229,19 @@ pub fn train_from(
     let mut bad = BadSamples::default();
     let n_shares = (plan.accum_steps * ranks.size() as u64) as f64; // of a step's loss
     let mut clock = Clock::start();
+    let mut computing = Task::new("computing", |step| format!("step {step}"));
     let mut done = start;
     let mut stopping = ranks.any(stop.is_requested())?;
     let save = |done,
                 place,
+                keys: &[String],
                 losses: &Losses,
                 optim: &AdamW,
                 ema: Option<&Ema>,
                 log: Option<&MetricsLog>,
                 progress: &mut dyn FnMut(&Progress)|
      -> Result<()> {
+        watch::check_weights(done, &params, keys, ranks, run_dir, &checkpoints)?;
         if ranks.size() > 1 {
             let what = format!("the checksum of the weights after step {done}");
             ranks.agree(&what, params.checksum()?.into())?;
@@ -229,6 +270,7 @@ pub fn train_from(
     let mut saved = start;
     let mut bottleneck = None;
     let mut place = loader.state(); // of the last step's end
+    let mut keys = Vec::new(); // of its samples
     while done < plan.last_step && !stopping {
         let step = done + 1;
         let lr = plan.lr(step);
@@ -242,6 +284,7 @@ pub fn train_from(
                 break; // the step is dropped: thousands of micro-batches may be missing from it
             }
             let batch = clock.waiting(|| loader.next_batch())?;
+            let _busy = computing.begin(step);
             loss.keys.extend_from_slice(&batch.keys);
             let views = uploader.upload(&batch)?; // [B, V, 3, H, W]
             let randomness = randomness(config.seed, &batch);
@@ -271,6 +314,7 @@ pub fn train_from(
         {
             progress(&Progress::Warning(&text));
         }
+        let busy = computing.begin(step);
         let clip_norm = config.optim.clip_norm;
         let factor = clip_norm.map_or(1.0, |max_norm| clip::factor(&norms, max_norm));
         optim.step_scaled(&grads, factor, lr)?;
@@ -281,6 +325,7 @@ pub fn train_from(
         if let Some(ema) = &mut ema {
             ema.update()?;
         }
+        drop(busy);
         done = step;
         place = loader.state();
         losses.push(loss.mean());
@@ -333,11 +378,13 @@ pub fn train_from(
                 done,
             )?;
         }
+        keys = loss.keys;
         stopping = ranks.any(stop.is_requested())?;
         if plan.checkpoint_due(done, config) || stopping {
             save(
                 done,
                 place,
+                &keys,
                 &losses,
                 &optim,
                 ema.as_ref(),
@@ -351,6 +398,7 @@ pub fn train_from(
         save(
             done,
             place,
+            &keys,
             &losses,
             &optim,
             ema.as_ref(),
@@ -446,9 +494,10 @@ fn draw(
     dir: Option<PathBuf>,
     step: u64,
 ) -> Result<()> {
-    let n_samples = config.run.pictures_samples.min(randomness.samples.len());
-    let views = views.narrow(0, 0, n_samples)?;
-    let samples = randomness.samples[..n_samples].to_vec();
+    let n_shown = config.run.pictures_samples.min(randomness.samples.len());
+    let n_seen = n_shown.max(2).min(randomness.samples.len()); // a contrastive loss compares two at least
+    let views = views.narrow(0, 0, n_seen)?;
+    let samples = randomness.samples[..n_seen].to_vec();
     let forward = model.forward(
         &views,
         &StepRandomness {
@@ -459,6 +508,7 @@ fn draw(
     )?;
     let values = |tensor: &Tensor| {
         tensor
+            .narrow(0, 0, n_shown)?
             .to_dtype(DType::F32)?
             .to_device(&Device::Cpu)?
             .flatten_all()?

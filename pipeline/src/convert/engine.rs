@@ -14,6 +14,7 @@ use super::report::{Damaged, Skipped, first_few};
 use super::source::{Item, Listing};
 use super::work::{Record, Work, shard_file};
 use crate::config::MaxBad;
+use crate::stall;
 use crate::stop::Stop;
 
 /// Results that wait for an earlier one hold at most this, in bytes.
@@ -95,7 +96,10 @@ pub(crate) fn make_shards(
                 let _guard = queue.close_on_panic();
                 let mut scratch = Scratch::default();
                 while let Some(number) = queue.claim() {
-                    let outcome = convert(item_at(listing, items[number as usize]), &mut scratch);
+                    let item = item_at(listing, items[number as usize]);
+                    let busy = stall::busy("converting", &*item.key);
+                    let outcome = convert(item, &mut scratch);
+                    drop(busy);
                     let bytes = outcome.as_ref().map_or(0, Outcome::image_bytes) + RESULT_BYTES;
                     queue.bring(number, outcome, bytes);
                 }
@@ -165,7 +169,9 @@ impl Writer<'_> {
             }
             let lost = || Error::Internal("a converting thread ended early".into());
             let outcome = self.queue.take().ok_or_else(lost)??;
+            let busy = stall::busy("writing", name.as_str());
             let outcome = store(&mut writer, item, outcome).map_err(failed)?;
+            drop(busy);
             let pictures = match outcome {
                 Stored::Written { pictures, damage } => {
                     damaged.extend(damage);
@@ -185,6 +191,7 @@ impl Writer<'_> {
                 pictures,
             });
         }
+        let _busy = stall::busy("writing", name.as_str());
         let (out, counts) = writer.finish().map_err(failed)?;
         let written = out.commit()?;
         let record = Record {
@@ -262,7 +269,9 @@ pub(crate) fn measure(
     let work = || -> Result<()> {
         let mut scratch = Scratch::default();
         while let Some(&item) = sample.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let outcome = convert(item_at(listing, item), &mut scratch)?;
+            let item = item_at(listing, item);
+            let _busy = stall::busy("measuring", &*item.key);
+            let outcome = convert(item, &mut scratch)?;
             bytes.fetch_add(outcome.image_bytes(), Ordering::Relaxed);
         }
         Ok(())

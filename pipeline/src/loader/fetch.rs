@@ -12,6 +12,7 @@ use crate::loader::read_ahead::{Loaded, ReadAhead, Room};
 use crate::loader::source::{Pictures, Sample};
 use crate::loader::stats::Stopwatch;
 use crate::loader::{Shared, guarded};
+use crate::stall::Task;
 use crate::views::{Frames, SampleKey};
 
 /// A sample with its encoded pictures.
@@ -57,6 +58,7 @@ pub(super) type Delivery = (Place, Result<Fetched, Trouble>);
 
 /// Body of a reading thread: place after place, until the loader stops.
 pub(super) fn run(shared: &Shared, fetched: &Sender<Delivery>) {
+    let mut reading = sample_task(shared, "reading");
     let mut watch = Stopwatch::start();
     while let Some(place) = shared.window.next_place() {
         shared.fetch.add_waiting_out(watch.lap());
@@ -66,7 +68,7 @@ pub(super) fn run(shared: &Shared, fetched: &Sender<Delivery>) {
             sample: place.sample,
         };
         let outcome = guarded("fetch", || match &shared.read_ahead {
-            None => fetch(shared, key),
+            None => fetch(shared, key, &mut reading),
             Some(ahead) => {
                 let index = shared.order.index(key.sample);
                 let group = ahead.group(key.epoch, place.position, index);
@@ -91,10 +93,23 @@ pub(super) fn run(shared: &Shared, fetched: &Sender<Delivery>) {
 
 /// Body of a thread that reads whole row groups ahead, until the loader stops.
 pub(super) fn run_ahead(shared: &Shared, ahead: &ReadAhead) {
+    let source = Arc::clone(&shared.source);
+    let groups: Vec<u64> = shared
+        .order
+        .groups()
+        .iter()
+        .map(|group| group.first_sample)
+        .collect();
+    let mut reading = Task::new("reading", move |group| {
+        let first = groups.get(group as usize).copied().unwrap_or_default();
+        format!("all of the row group of {}", source.place(first))
+    });
     let mut watch = Stopwatch::start();
     while ahead.read_one(|group| {
         shared.read.add_waiting_out(watch.lap());
+        let busy = reading.begin(group as u64);
         let loaded = guarded("read", || shared.source.load_group(group));
+        drop(busy);
         let loaded = loaded.and_then(|loaded| loaded.map_err(Error::from));
         shared.count_read(shared.order.groups()[group].bytes);
         shared.read.count_item();
@@ -103,8 +118,19 @@ pub(super) fn run_ahead(shared: &Shared, ahead: &ReadAhead) {
     }) {}
 }
 
+/// Work on one sample after the other, by their indices.
+pub(super) fn sample_task(shared: &Shared, stage: &'static str) -> Task {
+    let source = Arc::clone(&shared.source);
+    Task::new(stage, move |index| source.place(index))
+}
+
 /// Reads what the views of one sample need, picture by picture.
-pub(super) fn fetch(shared: &Shared, key: SampleKey) -> Result<Fetched, Trouble> {
+pub(super) fn fetch(
+    shared: &Shared,
+    key: SampleKey,
+    reading: &mut Task,
+) -> Result<Fetched, Trouble> {
+    let _busy = reading.begin(shared.order.index(key.sample));
     let fetched = fetch_from(shared, shared.source.as_ref(), key)?;
     shared.count_read(
         fetched

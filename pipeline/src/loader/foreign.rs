@@ -80,6 +80,10 @@ impl Source for Foreign {
         false
     }
 
+    fn place(&self, index: u64) -> String {
+        self.set.place_of(index)
+    }
+
     fn reads_groups_alone(&self) -> bool {
         true
     }

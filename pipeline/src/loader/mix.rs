@@ -78,6 +78,13 @@ impl Source for Mix {
         self.parts.iter().all(|part| part.source.holds_clips())
     }
 
+    fn place(&self, index: u64) -> String {
+        match self.locate(index) {
+            Ok((part, index)) => part.source.place(index),
+            Err(error) => error.to_string(),
+        }
+    }
+
     fn reads_groups_alone(&self) -> bool {
         self.parts
             .iter()

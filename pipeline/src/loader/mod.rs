@@ -48,6 +48,7 @@ use std::time::Instant;
 
 use crate::config::{DataConfig, ReadKind};
 use crate::error::{Error, Result};
+use crate::stall::Task;
 use crate::views::Views;
 use batch::{BatchShape, Window};
 use order::Order;
@@ -67,6 +68,7 @@ pub struct Loader {
     started: Instant,
     handed_out: HandedOut,
     max_bad: u64,
+    waiting: Task,
 }
 
 /// What went out in batches so far.
@@ -194,6 +196,7 @@ impl Loader {
             started: Instant::now(),
             handed_out: HandedOut::default(),
             max_bad,
+            waiting: Task::new("batching", |batch| format!("batch {batch} of its epoch")),
         };
         loader.start_threads(compute_threads(config), config.pin)?;
         Ok(loader)
@@ -259,7 +262,9 @@ impl Loader {
     /// further calls give [`Error::LoaderStopped`].
     pub fn next_batch(&mut self) -> Result<Batch> {
         let asked = Instant::now();
+        let waiting = self.waiting.begin(self.next.batch);
         let contents = self.shared.window.take_front()?;
+        drop(waiting);
         self.handed_out.waiting.add(asked.elapsed());
         self.handed_out.replaced += contents.bad.len() as u64;
         self.handed_out

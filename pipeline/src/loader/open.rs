@@ -12,6 +12,7 @@ use crate::loader::order::Order;
 use crate::loader::select::{Selected, select};
 use crate::loader::source::Source;
 use crate::loader::state::{Batching, Rank};
+use crate::stall;
 
 /// Opens the sets of `config`, with what is selected of them, as one source.
 ///
@@ -26,6 +27,7 @@ pub fn source(config: &DataConfig) -> Result<Arc<dyn Source>> {
             Some((folder, file)) => (folder, Some(file)),
             None => (source.path.as_str(), None),
         };
+        let _busy = stall::busy("opening", source.path.as_str());
         let store = Store::open_with(path, &config.store, &Environment::of_process())?;
         let store = match &config.cache {
             Some(cache) => store.with_cache(cache)?,

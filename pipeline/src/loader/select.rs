@@ -93,6 +93,13 @@ impl Source for Selected {
         self.source.files()
     }
 
+    fn place(&self, index: u64) -> String {
+        match index_of(&self.indices, index) {
+            Ok(index) => self.source.place(index),
+            Err(error) => error.to_string(),
+        }
+    }
+
     fn reads_groups_alone(&self) -> bool {
         self.source.reads_groups_alone()
     }

@@ -80,6 +80,11 @@ pub trait Source: Pictures {
         Vec::new()
     }
 
+    /// Where sample `index` lies, in words; reads nothing and waits for nothing.
+    fn place(&self, index: u64) -> String {
+        format!("sample {index}")
+    }
+
     /// Whether nothing less than a group can be read, so that a picture by itself costs as much.
     fn reads_groups_alone(&self) -> bool {
         false
@@ -169,6 +174,10 @@ impl Source for shards::ShardSet {
                 sha256: shard.sha256.clone(),
             })
             .collect()
+    }
+
+    fn place(&self, index: u64) -> String {
+        self.place(index)
     }
 
     fn groups(&self) -> Vec<Group> {

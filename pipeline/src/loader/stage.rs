@@ -5,9 +5,10 @@ use crossbeam_channel::Receiver;
 use crate::codec::{PartDecoder, PicturePart};
 use crate::error::{Error, Result};
 use crate::loader::batch::{Filling, Place};
-use crate::loader::fetch::{Delivery, Fetched, Trouble, fetch};
+use crate::loader::fetch::{Delivery, Fetched, Trouble, fetch, sample_task};
 use crate::loader::stats::{BadSample, Stopwatch};
 use crate::loader::{Shared, guarded};
+use crate::stall::Task;
 use crate::views::{Draw, Renderer, SampleKey};
 
 /// Replacements of one place before the set is taken to be bad altogether.
@@ -51,6 +52,9 @@ struct Worker<'a> {
     renderer: Renderer,
     /// Views to compare with, where decoding is not exact.
     exact_views: Vec<u8>,
+    reading: Task,
+    decoding: Task,
+    cutting: Task,
 }
 
 /// Of the samples whose pictures are reduced in decoding, one in so many is made exactly too, to see the difference.
@@ -64,6 +68,9 @@ impl<'a> Worker<'a> {
             pictures: [PicturePart::default(), PicturePart::default()],
             renderer: shared.views.renderer(),
             exact_views: Vec::new(),
+            reading: sample_task(shared, "reading"),
+            decoding: sample_task(shared, "decoding"),
+            cutting: sample_task(shared, "cutting"),
         }
     }
 
@@ -98,14 +105,12 @@ impl<'a> Worker<'a> {
                 }
             }
             sample = substitute;
-            outcome = fetch(
-                shared,
-                SampleKey {
-                    seed: shared.seed,
-                    epoch,
-                    sample,
-                },
-            );
+            let key = SampleKey {
+                seed: shared.seed,
+                epoch,
+                sample,
+            };
+            outcome = fetch(shared, key, &mut self.reading);
         }
         Err(Error::TooManyBad {
             found: bad.len() as u64,
@@ -137,6 +142,7 @@ impl<'a> Worker<'a> {
     /// Decodes what the views of a sample need, and says what they are; the error is what is wrong with the sample.
     fn decode(&mut self, fetched: &Fetched, may_reduce: bool) -> Result<Draw, String> {
         let views = &self.shared.views;
+        let _busy = (self.decoding).begin(self.shared.order.index(fetched.key.sample));
         let mut drawn = None;
         for (page, part) in fetched.pages.as_slice().iter().zip(&mut self.pictures) {
             let picture = self.decoder.open(page).map_err(|e| e.to_string())?;
@@ -157,6 +163,7 @@ impl<'a> Worker<'a> {
 
     fn render(&mut self, fetched: &Fetched, draw: &Draw, views: &mut [u8]) -> Result<(), String> {
         let pictures = &self.pictures[..fetched.pages.as_slice().len()];
+        let _busy = (self.cutting).begin(self.shared.order.index(fetched.key.sample));
         self.shared
             .views
             .render(fetched.key, draw, pictures, &mut self.renderer, views)

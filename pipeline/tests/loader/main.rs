@@ -14,6 +14,7 @@ mod select;
 mod shard_set;
 mod source;
 mod speed;
+mod stall;
 
 use std::sync::Arc;
 

@@ -26,6 +26,8 @@ pub struct MemorySource {
     pub broken: BTreeSet<u64>,
     /// Samples whose reading panics.
     pub panicking: BTreeSet<u64>,
+    /// A sample whose reading waits until the lock is free.
+    pub stuck: Option<(u64, Arc<Mutex<()>>)>,
     /// Time that each read takes.
     pub delay: Duration,
     pub reads: Arc<AtomicU64>,
@@ -46,6 +48,16 @@ impl MemorySource {
         Self {
             n_samples,
             ..Self::default()
+        }
+    }
+
+    fn wait_if_stuck(&self, read: Range<u64>) {
+        if let Some((_, lock)) = self
+            .stuck
+            .as_ref()
+            .filter(|(stuck, _)| read.contains(stuck))
+        {
+            drop(lock.lock().unwrap());
         }
     }
 
@@ -94,6 +106,7 @@ impl Pictures for MemorySource {
     fn picture(&self, index: u64, frame: u32) -> shards::Result<Bytes> {
         self.reads.fetch_add(1, Ordering::Relaxed);
         std::thread::sleep(self.delay);
+        self.wait_if_stuck(index..index + 1);
         assert!(
             !self.panicking.contains(&index),
             "sample {index} panics as ordered"
@@ -138,6 +151,10 @@ impl Source for MemorySource {
         self.n_frames.is_some()
     }
 
+    fn place(&self, index: u64) -> String {
+        format!("shelf {}, picture {index}", index / GROUP_SAMPLES)
+    }
+
     fn groups(&self) -> Vec<Group> {
         let group = |first_sample| {
             let n_samples = GROUP_SAMPLES.min(self.n_samples - first_sample);
@@ -163,6 +180,7 @@ impl Source for MemorySource {
             samples: number as u64 * GROUP_SAMPLES..(number as u64 + 1) * GROUP_SAMPLES,
             source: self.clone(),
         };
+        self.wait_if_stuck(group.samples.clone());
         if group
             .samples
             .clone()

@@ -224,6 +224,22 @@ impl ForeignSet {
         Ok(self.place(number)?.group)
     }
 
+    /// File and row group of a sample in words.
+    pub fn place_of(&self, sample: u64) -> String {
+        let after = self
+            .groups
+            .partition_point(|place| place.group.first_sample <= sample);
+        match after.checked_sub(1).map(|at| &self.groups[at]) {
+            Some(place) => format!(
+                "{}, row group {}, row {}",
+                self.files[place.file].path,
+                place.number,
+                place.first_row + (sample - place.group.first_sample)
+            ),
+            None => format!("sample {sample}"),
+        }
+    }
+
     /// Name of the split.
     pub fn split(&self) -> &str {
         &self.split

@@ -93,6 +93,8 @@ fn read(set: &ForeignSet) -> Vec<(String, Option<i32>, Result<bytes::Bytes, Stri
     let mut all = Vec::new();
     for (number, place) in set.groups().into_iter().enumerate() {
         assert_eq!(place.first_sample, all.len() as u64);
+        let named = set.place_of(place.first_sample);
+        assert!(named.contains(".parquet, row group "), "{named}");
         let group = set.load_group(number).unwrap();
         assert_eq!(group.n_samples(), place.n_samples);
         for n in 0..group.n_samples() {

@@ -64,6 +64,28 @@ fn by_groups(set: &ShardSet) -> Vec<Result<Told, String>> {
 }
 
 #[test]
+fn a_place_is_named_by_shard_and_row_group() {
+    let dir = set(Kind::Clips, 3, 15);
+    let set = ShardSet::open(dir.path().to_str().unwrap(), "train").unwrap();
+    let mut index = 0;
+    for shard in &set.manifest().splits["train"].shards {
+        let mut within = 0;
+        for (number, group) in shard.groups.iter().enumerate() {
+            for _ in 0..group.samples {
+                let expected = format!("{}, row group {number}, sample {within}", shard.name);
+                assert_eq!(set.place(index), expected);
+                (index, within) = (index + 1, within + 1);
+            }
+        }
+    }
+    assert_eq!(index, set.n_samples());
+    assert!(
+        set.place(index).contains(&index.to_string()),
+        "beyond the end"
+    );
+}
+
+#[test]
 fn groups_hold_what_pages_hold() {
     for kind in [Kind::Images, Kind::Clips] {
         let dir = set(kind, 3, 15);

@@ -25,6 +25,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
+use pipeline::stall;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -111,6 +112,7 @@ impl Checkpoints {
     pub fn newest(&self) -> Result<(Option<Found>, Vec<String>)> {
         let mut damaged = Vec::new();
         for (_, dir) in self.list()?.into_iter().rev() {
+            let _busy = stall::busy("checkpoint", format!("reading {}", dir.display()));
             match State::read_verified(&dir) {
                 Ok(state) => return Ok((Some(Found { dir, state }), damaged)),
                 Err(error) => damaged.push(format!("{error}; trying the one before it")),
@@ -168,6 +170,10 @@ impl Checkpoints {
         keep: Keep,
     ) -> Result<PathBuf> {
         let name = dir_name(state.step);
+        let _busy = stall::busy(
+            "checkpoint",
+            format!("writing {}", self.root.join(&name).display()),
+        );
         let temp = self.root.join(format!("{TEMP_PREFIX}{name}"));
         remove(&temp)?;
         fs::create_dir(&temp).map_err(Error::io(&temp))?;
@@ -204,10 +210,14 @@ impl Checkpoints {
 
     /// Folder of the newest checkpoint that is whole; reads all of it.
     pub fn latest_dir(&self) -> Result<Option<PathBuf>> {
-        let dirs = self.list()?.into_iter().rev().map(|(_, dir)| dir);
-        Ok(dirs
-            .into_iter()
-            .find(|dir| State::read_verified(dir).is_ok()))
+        Ok(self.latest_before(u64::MAX)?.map(|(_, dir)| dir))
+    }
+
+    /// Step and folder of the newest checkpoint before `step` that is whole; reads all of it.
+    pub fn latest_before(&self, step: u64) -> Result<Option<(u64, PathBuf)>> {
+        let all = self.list()?.into_iter().rev();
+        let mut earlier = all.filter(|(saved, _)| *saved < step);
+        Ok(earlier.find(|(_, dir)| State::read_verified(dir).is_ok()))
     }
 
     fn point_latest_at(&self, name: &str) -> Result<()> {

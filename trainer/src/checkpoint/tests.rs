@@ -92,6 +92,17 @@ fn saved(n: u64) -> (tempfile::TempDir, Checkpoints, Params, AdamW) {
 }
 
 #[test]
+fn the_newest_before_a_step_is_found() {
+    let (_dir, checkpoints, _, _) = saved(4);
+    let before = |step| {
+        let found = checkpoints.latest_before(step).unwrap();
+        found.map(|(step, dir)| (step, dir.ends_with(dir_name(step))))
+    };
+    let expected = [Some((4, true)), Some((3, true)), None];
+    assert_eq!([5, 4, 3].map(before), expected, "the last two are kept");
+}
+
+#[test]
 fn what_is_saved_comes_back_and_goes_on_bit_for_bit() {
     let (_dir, checkpoints, params, mut optim) = saved(2);
     let (found, warnings) = checkpoints.newest().unwrap();

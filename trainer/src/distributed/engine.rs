@@ -4,6 +4,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use candle_core::Tensor;
+use pipeline::stall;
 
 use crate::error::{Error, Result};
 
@@ -37,7 +38,8 @@ pub(super) trait Engine {
 type Work = Box<dyn FnOnce(&mut dyn Engine) + Send>;
 
 enum Request {
-    Do(Work),
+    /// With what it is, for whoever waits for it.
+    Do(&'static str, Work),
     Leave(Sender<()>),
 }
 
@@ -77,10 +79,12 @@ impl Queue {
         let (requests, inbox) = channel();
         let (started, outcome) = channel();
         let serve = move || {
+            let joining = stall::busy("communication", "joining the other ranks");
             let engine = match start() {
                 Ok(engine) => engine,
                 Err(error) => return drop(started.send(Err(error))),
             };
+            drop(joining);
             if started.send(Ok(())).is_ok() {
                 serve(engine, &inbox);
             }
@@ -95,15 +99,16 @@ impl Queue {
         Ok(Queue { requests })
     }
 
-    /// Puts `work` in the queue.
+    /// Puts `work` in the queue; `what` names it to whoever waits for it too long.
     pub fn ask<T: Send + 'static>(
         &self,
+        what: &'static str,
         work: impl FnOnce(&mut dyn Engine) -> Result<T> + Send + 'static,
     ) -> Pending<T> {
         let (sender, reply) = channel();
         let work: Work = Box::new(move |engine| drop(sender.send(work(engine))));
         // If the thread has ended, so has the other end of the reply, which says so.
-        drop(self.requests.send(Request::Do(work)));
+        drop(self.requests.send(Request::Do(what, work)));
         Pending { reply }
     }
 
@@ -121,7 +126,7 @@ impl Queue {
             engine.abort();
             drop(sender);
         });
-        drop(self.requests.send(Request::Do(work)));
+        drop(self.requests.send(Request::Do("giving up", work)));
         let (Ok(()) | Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected)) =
             reply.recv_timeout(ABORT_PATIENCE);
     }
@@ -130,7 +135,10 @@ impl Queue {
 fn serve(mut engine: Box<dyn Engine>, inbox: &Receiver<Request>) {
     while let Ok(request) = inbox.recv() {
         match request {
-            Request::Do(work) => work(engine.as_mut()),
+            Request::Do(what, work) => {
+                let _busy = stall::busy("communication", what);
+                work(engine.as_mut());
+            }
             Request::Leave(done) => {
                 drop(engine);
                 let _ = done.send(()); // nobody may be waiting for it any more

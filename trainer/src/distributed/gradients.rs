@@ -25,7 +25,9 @@ impl Ranks {
     /// What the communication library reports.
     pub fn gather_rows(&self, x: &Tensor) -> Result<Tensor> {
         let rows = x.detach().contiguous()?;
-        let all = self.ask(move |engine| engine.all_gather(&rows))?.wait()?;
+        let all = self
+            .ask("rows of every rank", move |engine| engine.all_gather(&rows))?
+            .wait()?;
         self.joined(x, Kind::Rows, all)
     }
 

@@ -223,28 +223,37 @@ impl Ranks {
     /// Starts to sum a tensor (f32) over the ranks, of which there must be several.
     fn start_sum(&self, values: &Tensor) -> Result<Pending<Tensor>> {
         let values = values.detach().contiguous()?;
-        self.ask(move |engine| engine.all_reduce_sum(&values))
+        self.ask("a sum over the ranks", move |engine| {
+            engine.all_reduce_sum(&values)
+        })
     }
 
     fn ask<T: Send + 'static>(
         &self,
+        what: &'static str,
         work: impl FnOnce(&mut dyn Engine) -> Result<T> + Send + 'static,
     ) -> Result<Pending<T>> {
         let link = self.link.as_ref();
         let link = link.ok_or_else(|| Error::Ranks("asked of a single process".to_owned()))?;
-        Ok(link.queue.ask(work))
+        Ok(link.queue.ask(what, work))
     }
 
     fn gather_bytes(&self, link: &Link, bytes: &[u8]) -> Result<Vec<u8>> {
         let bytes = Tensor::from_slice(bytes, bytes.len(), &link.device)?;
-        let all = link.queue.ask(move |engine| engine.all_gather(&bytes));
+        let gather = "what every rank says";
+        let all = link
+            .queue
+            .ask(gather, move |engine| engine.all_gather(&bytes));
         Ok(all.wait()?.to_vec1()?)
     }
 }
 
 fn broadcast(link: &Link, bytes: &[u8]) -> Result<Vec<u8>> {
     let bytes = Tensor::from_slice(bytes, bytes.len(), &link.device)?;
-    let said = link.queue.ask(move |engine| engine.broadcast(&bytes));
+    let broadcast = "what rank 0 says";
+    let said = link
+        .queue
+        .ask(broadcast, move |engine| engine.broadcast(&bytes));
     Ok(said.wait()?.to_vec1()?)
 }
 

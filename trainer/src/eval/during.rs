@@ -33,7 +33,7 @@ use crate::error::{Error, Result};
 use crate::exchange::ReadOptions;
 use crate::models::Pool;
 use crate::ops::Precision;
-use crate::train::{self, Progress, Summary};
+use crate::train::{self, Lock, Progress, Summary, lock};
 
 /// Neighbours whose vote counts along a run: DINO's best for small encoders; fewer where the split has fewer.
 const KNN_K: usize = 20;
@@ -294,6 +294,8 @@ pub fn train(
     let due = config
         .eval
         .due(total_steps, batches_per_epoch, optim.accum_steps);
+    let takes_lock = ranks.is_first(); // for evaluations too: two runs would write over each other's
+    let _lock = takes_lock.then(|| lock::lock(run_dir)).transpose()?;
     let read = ranks.is_first().then(|| scores(run_dir)).transpose()?;
     let done = ranks.from_first(read)?.unwrap_or_default();
     let mut training = None;
@@ -305,9 +307,8 @@ pub fn train(
         let asked = config.run.stop_after.unwrap_or(total_steps);
         let end = step.min(asked);
         portion.run.stop_after = (end < total_steps).then_some(end);
-        let summary = train::train_over(ranks, &portion, run_dir, stop, &mut |progress| {
-            see(Event::Training(progress));
-        })?;
+        let mut tell = |progress: &Progress| see(Event::Training(progress));
+        let summary = train::train_portion(ranks, &portion, run_dir, Lock::Held, stop, &mut tell)?;
         let reached = summary.steps;
         training = Some(summary);
         if ranks.is_first() && reached == step && !config.eval.is_done(&done, step) {
@@ -322,10 +323,11 @@ pub fn train(
             break;
         }
     }
-    let training = training.ok_or_else(|| Error::Config("a run has no steps".to_string()))?;
+    let mut training = training.ok_or_else(|| Error::Config("a run has no steps".to_string()))?;
     let is_evaluated = config.eval.is_done(&scores(run_dir)?, total_steps);
     let said = ranks.from_first(Some(is_evaluated))?; // the others may have read before rank 0 wrote
     let complete = training.steps == total_steps && said.unwrap_or(is_evaluated);
+    training.stopped |= !complete; // in its last evaluation, perhaps
     Ok(Evaluated { training, complete })
 }
 

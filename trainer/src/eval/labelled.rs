@@ -5,9 +5,9 @@
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use pipeline::Stop;
 use pipeline::config::{DataConfig, Interpolation, OrderKind, ViewsKind};
 use pipeline::loader::{Batch, Loader, LoaderState, Rank, Source, open};
+use pipeline::{Stop, stall};
 use serde::{Deserialize, Serialize};
 
 use super::accuracy::{Hits, rank_of};
@@ -230,6 +230,7 @@ impl LabelledSet {
                     return Err(Error::Stopped);
                 }
                 let batch = loader.next_batch()?;
+                let _busy = stall::busy("evaluation", format!("batch {} of a split", batch.index));
                 let at = batch.index * batch_size;
                 // A picture that cannot be read was replaced by another, which has its own place already.
                 let rows: Vec<usize> = (0..batch.len())

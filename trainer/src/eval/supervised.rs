@@ -7,6 +7,7 @@ use candle_core::{Device, Tensor};
 use pipeline::Stop;
 use pipeline::config::DataConfig;
 use pipeline::loader::{Batch, LoaderState};
+use pipeline::stall::Task;
 use serde::{Deserialize, Serialize};
 
 use super::accuracy::{Accuracy, Hits};
@@ -163,6 +164,8 @@ impl Course<'_> {
             )));
         }
         let mut uploader = Uploader::new(&self.device)?;
+        let stage = self.stage;
+        let mut computing = Task::new("computing", move |step| format!("step {step} of {stage}"));
         let save = |place: &Saved, learner: &dyn Learner| place.write(&path, &learner.state()?);
         while n_done(&place) < self.epochs {
             let epoch = n_done(&place);
@@ -178,6 +181,7 @@ impl Course<'_> {
                         return Err(Error::Stopped);
                     }
                     let batch = loader.next_batch()?;
+                    let _busy = computing.begin(place.steps + 1);
                     let labels = (0..batch.len())
                         .map(|row| train.label(&batch, row))
                         .collect::<Result<Vec<_>>>()?;

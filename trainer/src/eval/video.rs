@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Tensor};
-use pipeline::Stop;
+use pipeline::{Stop, stall};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -118,6 +118,7 @@ impl Worker<'_> {
             if self.stop.is_requested() {
                 return Err(Error::Stopped);
             }
+            let _busy = stall::busy("evaluation", paths[0].display().to_string());
             for (j, features) in self.features(paths, canvas)?.into_iter().enumerate() {
                 let soft = match &mut propagator {
                     None => {

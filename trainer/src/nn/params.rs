@@ -219,6 +219,23 @@ impl Params {
             })
     }
 
+    /// Name of the first parameter or table that holds a NaN or an infinity.
+    ///
+    /// # Errors
+    /// If they cannot be read back from the device.
+    pub fn first_not_finite(&self) -> Result<Option<&str>> {
+        // 0 times a number is 0, unless the number is none; one read for all, as each would wait for the device.
+        let nothing = |param: &Param| {
+            let values = param.var.as_detached_tensor().to_dtype(DType::F32)?;
+            values.affine(0.0, 0.0)?.sum_all()
+        };
+        let sums = self.entries.iter().map(nothing);
+        let sums = Tensor::stack(&sums.collect::<candle_core::Result<Vec<_>>>()?, 0)?;
+        let sums = sums.to_vec1::<f32>()?;
+        let bad = sums.iter().position(|sum| sum.is_nan());
+        Ok(bad.map(|at| self.entries[at].name.as_str()))
+    }
+
     /// CRC-32C of the values of all parameters and tables, as f32, in order.
     ///
     /// # Errors
@@ -331,6 +348,25 @@ mod tests {
             .iter()
             .map(|p| (p.name.clone(), p.var.as_tensor().copy().unwrap()))
             .collect()
+    }
+
+    #[test]
+    fn the_first_value_that_is_no_number_is_named() {
+        let params = params();
+        assert_eq!(params.first_not_finite().unwrap(), None);
+        for (name, value) in [
+            ("a.bias", f32::MAX),
+            ("a.bias", f32::NAN),
+            ("b.weight", f32::NEG_INFINITY),
+        ] {
+            let param = params.iter().find(|param| param.name == name).unwrap();
+            let mut values = vec![f32::MIN; param.var.elem_count()];
+            values[2] = value;
+            let values = Tensor::from_vec(values, param.var.shape(), &Device::Cpu).unwrap();
+            param.var.set(&values).unwrap();
+            let expected = (!value.is_finite()).then_some(name);
+            assert_eq!(params.first_not_finite().unwrap(), expected);
+        }
     }
 
     #[test]

@@ -658,6 +658,40 @@ fn a_rate_too_high_ends_in_a_named_step_with_named_samples() {
 }
 
 #[test]
+fn weights_that_an_update_spoiled_are_not_saved() {
+    let mut config = tiny();
+    config.optim.lr = Some(1e300); // infinite in f32
+    config.optim.warmup_ratio = 0.0;
+    config.run.checkpoint_every = Some(1);
+    let run = Run::new();
+    let error = run.train(&config).unwrap_err();
+    let message = error.to_string();
+    assert!(message.starts_with("step 1: a value of "), "{message}");
+    assert!(
+        message.contains("wave-") && message.ends_with("last good checkpoint: none"),
+        "{message}"
+    );
+    assert!(run.record().is_empty() || run.record().len() == 1);
+    let (found, _) = Checkpoints::open(&run.path()).unwrap().newest().unwrap();
+    assert!(found.is_none());
+}
+
+#[test]
+fn a_deadline_stops_all_ranks_at_one_step_with_a_checkpoint() {
+    let mut config = tiny();
+    config.optim.max_steps = Some(1_000_000);
+    for n_ranks in [1, 2] {
+        let run = Run::new();
+        let deadline = std::time::Instant::now().checked_add(std::time::Duration::from_millis(300));
+        let stop = Stop::new().by(deadline); // that of the last rank
+        let summary = run.train_on(n_ranks, &config, &stop);
+        assert!(summary.stopped && stop.is_overdue(), "{summary:?}");
+        assert_eq!(summary.checkpoint.is_some(), summary.steps > 0);
+        assert_eq!(run.losses().len() as u64, summary.steps);
+    }
+}
+
+#[test]
 fn every_method_trains() {
     for (kind, views) in [
         (ModelKind::Mae, ViewsKind::Single),
@@ -729,6 +763,7 @@ fn contrastive() -> TrainConfig {
     config.optim.ema_decay = Some(0.5);
     config.optim.weight_decay = 0.05;
     config.run.pictures_every = 6;
+    config.run.pictures_samples = 1;
     config
 }
 

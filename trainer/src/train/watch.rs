@@ -10,6 +10,7 @@ use crate::distributed::Ranks;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::models::Forward;
+use crate::nn::params::Params;
 use crate::optim::clip::GradNorms;
 
 /// Steps at each end of a run whose mean loss its summary gives.
@@ -172,6 +173,35 @@ pub(super) fn check_gradients(
     ))
 }
 
+/// To be called before a checkpoint: weights that an update has spoiled are not saved over those that it found.
+///
+/// * `keys`: of this rank's samples of the step.
+///
+/// # Errors
+/// [`Error::NotFinite`] naming the first parameter with a NaN or an infinity.
+pub(super) fn check_weights(
+    step: u64,
+    params: &Params,
+    keys: &[String],
+    ranks: &Ranks,
+    run_dir: &Path,
+    checkpoints: &Checkpoints,
+) -> Result<()> {
+    let Some(name) = params.first_not_finite()? else {
+        return Ok(());
+    };
+    let what = format!("a value of {name} after the update");
+    Err(not_finite(
+        step,
+        what,
+        f64::NAN,
+        keys,
+        ranks,
+        run_dir,
+        checkpoints,
+    ))
+}
+
 /// Every parameter must learn from the first step on: a layer without a backward pass cuts the gradient of all before
 /// it without a word. (The key third of an attention bias has a gradient of zero but for rounding; the whole bias,
 /// which is what is looked at, has not.)
@@ -220,8 +250,23 @@ fn not_finite(
     if files::replace(&path, (keys.join("\n") + "\n").as_bytes()).is_ok() {
         named.push_str(&format!(" (all{whose} in {})", path.display()));
     }
-    let last = checkpoints.latest_dir().ok().flatten();
-    let last_checkpoint = last.map_or_else(|| "none".to_string(), |dir| dir.display().to_string());
+    let saved_before = |step| checkpoints.latest_before(step).ok().flatten();
+    let last_checkpoint = match saved_before(step) {
+        None => "none".to_string(),
+        Some((saved, dir)) => {
+            let mut named = dir.display().to_string();
+            // Its weights are finite, but the very next step was not: they may be what is wrong.
+            if saved + 1 == step
+                && let Some((_, earlier)) = saved_before(saved)
+            {
+                named.push_str(&format!(
+                    " (right before this step; the one before it: {})",
+                    earlier.display()
+                ));
+            }
+            named
+        }
+    };
     Error::NotFinite {
         step,
         what,

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use candle_core::{DType, Tensor};
 
-use crate::checkpoint::{Checkpoints, LossBits};
+use crate::checkpoint::{Checkpoints, LossBits, name_of};
 use crate::distributed::Ranks;
 use crate::error::{Error, Result};
 use crate::files;
@@ -220,8 +220,7 @@ fn not_finite(
     if files::replace(&path, (keys.join("\n") + "\n").as_bytes()).is_ok() {
         named.push_str(&format!(" (all{whose} in {})", path.display()));
     }
-    let last = checkpoints.latest_dir().ok().flatten();
-    let last_checkpoint = last.map_or_else(|| "none".to_string(), |dir| dir.display().to_string());
+    let last_checkpoint = name_of(checkpoints.latest_dir().ok().flatten());
     Error::NotFinite {
         step,
         what,

@@ -15,6 +15,7 @@ mod foreign;
 mod order;
 mod ranks;
 mod real_data;
+mod reliability;
 mod support;
 mod train;
 mod verify;

@@ -291,6 +291,7 @@ fn regions(set: &Path, entry: &ShardEntry) -> Result<BTreeMap<Region, Vec<Range<
     let length = u32::from_le_bytes(length[..].try_into()?);
     let footer = size - TRAILER_BYTES - u64::from(length);
     let manifest = fs::metadata(set.join(MANIFEST_NAME))?.len();
+    let one = |range: Range<u64>| std::iter::once(range).collect::<Vec<_>>();
     Ok(BTreeMap::from([
         (
             Region::Magic,
@@ -299,13 +300,13 @@ fn regions(set: &Path, entry: &ShardEntry) -> Result<BTreeMap<Region, Vec<Range<
         (Region::PageHeader, headers),
         (Region::Payload, payloads),
         (Region::OtherColumns, others),
-        (Region::PageIndex, vec![groups_end..footer]),
-        (Region::Footer, vec![footer..size - TRAILER_BYTES]),
+        (Region::PageIndex, one(groups_end..footer)),
+        (Region::Footer, one(footer..size - TRAILER_BYTES)),
         (
             Region::FooterLength,
-            vec![size - TRAILER_BYTES..size - MAGIC_BYTES],
+            one(size - TRAILER_BYTES..size - MAGIC_BYTES),
         ),
-        (Region::Manifest, vec![0..manifest]),
+        (Region::Manifest, one(0..manifest)),
     ]))
 }
 

@@ -157,8 +157,18 @@ impl Kills<'_> {
     /// # Errors
     /// The first thing that is not as it must be, with the job, the chain and how it was killed.
     pub fn run(&self, wanted: u64, say: &mut dyn FnMut(&str)) -> Result<Tally> {
+        self.run_some(&[], wanted, say)
+    }
+
+    /// As [`Self::run`], of the jobs of the names in `only`, if there are any.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn run_some(&self, only: &[&str], wanted: u64, say: &mut dyn FnMut(&str)) -> Result<Tally> {
         let (server, cache) = (self.toys.serve()?, self.work.join("cache"));
-        let jobs = self.toys.jobs(&server, &self.work.join("inputs"), &cache)?;
+        let mut jobs = self.toys.jobs(&server, &self.work.join("inputs"), &cache)?;
+        jobs.retain(|job| only.is_empty() || only.contains(&job.name));
+        ensure!(!jobs.is_empty(), "no job is called {only:?}");
         let mut tally = Tally::default();
         let mut draw = Draw::new(self.seed);
         let mut subjects = Vec::new();

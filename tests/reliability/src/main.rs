@@ -1,6 +1,6 @@
-//! `pairquet-reliability kills|faults|corruption [N] [JOB ...]`: the long variants, for `make reliability`; faults can be
-//! those of some jobs alone. `PAIRQUET` is the built
-//! program, `WORK` an empty folder. Rows of the table go to standard output, progress to standard error.
+//! `pairquet-reliability kills|faults|corruption [N] [JOB ...]`: the long variants, for `make reliability`; kills and
+//! faults can be those of some jobs alone. `PAIRQUET` is the built program, `WORK` an empty folder. Rows of the table go to
+//! standard output, progress to standard error.
 
 use std::env;
 use std::path::PathBuf;
@@ -51,7 +51,7 @@ fn run() -> Result<()> {
                 work: &work,
                 seed: SEED,
             };
-            let tally = kills.run(n, &mut say)?;
+            let tally = kills.run_some(&only, n, &mut say)?;
             tally.lines().iter().for_each(|line| eprintln!("{line}"));
             print(&tally.rows(n));
         }

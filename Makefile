@@ -1,5 +1,5 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
-.PHONY: demo test lint setup setup-tests interop clean
+.PHONY: demo test lint setup setup-tests interop reliability clean
 
 CARGO ?= cargo
 # What `make test` and `make lint` build with: ranks over MPI are tested too.
@@ -19,6 +19,10 @@ test: setup-tests
 interop: setup
 	$(CARGO) build --workspace --locked --features '$(FEATURES)'
 	tests/interop/run.sh $${CARGO_TARGET_DIR:-target}/debug/pairquet
+
+# Kills, faults, damaged and hostile files, long runs: what docs/reliability.md has figures of. PARTS="kills fuzz" for some of it.
+reliability: setup
+	tests/reliability/run.sh $(PARTS)
 
 lint: setup
 	$(CARGO) fmt --all --check

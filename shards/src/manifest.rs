@@ -1,16 +1,28 @@
 //! `manifest.json`: what a set consists of. Written last and atomically; a set without it is unfinished.
+//!
+//! Its last field, `sha256`, is the hash of the text that the file would have without that field: class names, options
+//! and counts are in no other checksum. Manifests of earlier programs have none and are read all the same.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 use crate::footer::MAGIC;
+use crate::hex::hex;
 use crate::schema::{ClassName, FORMAT_VERSION, Kind};
 use crate::storage::{Store, Version, Written};
 use crate::writer::ShardCounts;
+
+/// Bytes between the last of the other fields and the digits of the checksum, and after the digits.
+const SEAL_BEFORE: &str = ",\n  \"sha256\": \"";
+const SEAL_AFTER: &str = "\"\n}\n";
+
+/// What a manifest without a checksum ends with.
+const END: &str = "\n}\n";
 
 /// Name of the manifest within its set.
 pub const MANIFEST_NAME: &str = "manifest.json";
@@ -205,12 +217,14 @@ impl Manifest {
             reason,
         };
         self.check().map_err(fault)?;
-        let mut text = serde_json::to_vec_pretty(self).map_err(|e| fault(e.to_string()))?;
-        text.push(b'\n');
-        Ok(text)
+        let mut text = serde_json::to_string_pretty(self).map_err(|e| fault(e.to_string()))?;
+        text.push('\n');
+        Ok(sealed(&text).into_bytes())
     }
 
     fn parse(bytes: &[u8]) -> std::result::Result<Self, String> {
+        let unsealed = unsealed(bytes)?;
+        let bytes = unsealed.as_deref().unwrap_or(bytes);
         // The version first: a later format may have fields that this one does not know.
         #[derive(Deserialize)]
         struct Version {
@@ -280,6 +294,35 @@ impl Manifest {
     }
 }
 
+/// The text of a manifest with its checksum as the last field.
+fn sealed(text: &str) -> String {
+    let body = text.strip_suffix(END).unwrap_or(text);
+    let digits = hex(&Sha256::digest(text));
+    format!("{body}{SEAL_BEFORE}{digits}{SEAL_AFTER}")
+}
+
+/// The text without its checksum, which is compared; `None` if it has none. One that is not written as [`sealed`] does it
+/// is left in, and refused as a field that nobody knows.
+fn unsealed(bytes: &[u8]) -> std::result::Result<Option<Vec<u8>>, String> {
+    let split = || {
+        let rest = bytes.strip_suffix(SEAL_AFTER.as_bytes())?;
+        let (rest, digits) = rest.split_at_checked(rest.len().checked_sub(64)?)?;
+        let body = rest.strip_suffix(SEAL_BEFORE.as_bytes())?;
+        Some(([body, END.as_bytes()].concat(), digits))
+    };
+    let Some((text, digits)) = split() else {
+        return Ok(None);
+    };
+    let found = hex(&Sha256::digest(&text));
+    if found.as_bytes() != digits {
+        return Err(format!(
+            "its sha-256 is {found}, expected {} as in its last line: damaged, or changed by hand (then remove its field \"sha256\")",
+            String::from_utf8_lossy(digits)
+        ));
+    }
+    Ok(Some(text))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -343,6 +386,29 @@ mod tests {
         assert!(message.ends_with("nowhere does not exist"), "{message}");
         manifest().write(&store).unwrap();
         assert_eq!(Manifest::read(&store).unwrap(), manifest());
+    }
+
+    #[test]
+    fn no_changed_byte_is_overlooked_and_a_manifest_without_a_checksum_reads() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path().to_str().unwrap()).unwrap();
+        let text = manifest().to_object(&store).unwrap();
+        assert_eq!(Manifest::parse(&text).unwrap(), manifest());
+        for place in 0..text.len() {
+            for mask in [1, 2, 4, 8, 16, 32, 64, 128, 0x2a] {
+                let mut changed = text.clone();
+                changed[place] ^= mask;
+                assert!(Manifest::parse(&changed).is_err(), "byte {place} ^ {mask}");
+            }
+            assert!(Manifest::parse(&text[..place]).is_err(), "cut at {place}");
+        }
+        let unsealed = unsealed(&text).unwrap().unwrap();
+        let value = serde_json::to_value(manifest()).unwrap();
+        assert_eq!(serde_json::from_slice::<Value>(&unsealed).unwrap(), value);
+        assert_eq!(Manifest::parse(&unsealed).unwrap(), manifest());
+        let other = String::from_utf8(text).unwrap().replace("tench", "bench");
+        let message = Manifest::parse(other.as_bytes()).unwrap_err();
+        assert!(message.contains("sha-256"), "{message}");
     }
 
     #[test]

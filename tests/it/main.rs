@@ -18,6 +18,7 @@ mod foreign;
 mod order;
 mod ranks;
 mod real_data;
+mod reliability;
 mod support;
 mod train;
 mod verify;

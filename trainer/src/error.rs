@@ -89,6 +89,26 @@ pub enum Error {
         last_checkpoint: String,
     },
 
+    /// A checkpoint could not be written, mostly because the disk is full.
+    #[error("saving after step {step}: {source}; last good checkpoint: {last_checkpoint}")]
+    Saving {
+        /// Optimizer steps made.
+        step: u64,
+        /// Folder of the newest checkpoint, or `none`.
+        last_checkpoint: String,
+        /// What failed, and at which file.
+        source: Box<Error>,
+    },
+
+    /// The data failed in mid-run, and what was made until then could not be saved either.
+    #[error("{data}; {saving}")]
+    Unsaved {
+        /// What happened first.
+        data: Box<Error>,
+        /// The [`Error::Saving`].
+        saving: Box<Error>,
+    },
+
     /// Trainable parameters got no gradient, or a zero or non-finite one, in the first step.
     #[error("after the first backward pass these parameters have no usable gradient: {0}")]
     GradientCoverage(String),

@@ -64,7 +64,7 @@ pub const SUMMARY_FILE: &str = "summary.json";
 /// # Errors
 /// [`Error::ConfigChanged`] if the checkpoint is another experiment's, [`Error::NotFinite`] if the loss or a gradient
 /// is NaN or infinite, [`Error::GradientCoverage`] if a parameter does not learn, and whatever data, device or disk
-/// report.
+/// report. Where the data fail in mid-run, the steps made are saved before the error is returned.
 pub fn train(
     config: &TrainConfig,
     run_dir: &Path,
@@ -268,6 +268,7 @@ fn train_batches(
         Ok(())
     };
     let mut saved = start;
+    let mut failed = None; // the data: the steps until then are saved first
     let mut bottleneck = None;
     let mut place = loader.state(); // of the last step's end
     let mut keys = Vec::new(); // of its samples
@@ -283,7 +284,15 @@ fn train_batches(
             if stopping {
                 break; // the step is dropped: thousands of micro-batches may be missing from it
             }
-            let batch = clock.waiting(|| loader.next_batch())?;
+            let batch = match clock.waiting(|| loader.next_batch()) {
+                Ok(batch) => batch,
+                // One rank alone cannot save: the others would not know.
+                Err(error) if ranks.size() > 1 => return Err(error.into()),
+                Err(error) => {
+                    failed = Some(Error::from(error));
+                    break;
+                }
+            };
             let _busy = computing.begin(step);
             loss.keys.extend_from_slice(&batch.keys);
             let views = uploader.upload(&batch)?; // [B, V, 3, H, W]
@@ -301,7 +310,7 @@ fn train_batches(
             shown = Some((views, randomness));
             loader.recycle(batch);
         }
-        if stopping {
+        if stopping || failed.is_some() {
             break;
         }
         buckets.finish(&mut grads)?;
@@ -394,8 +403,8 @@ fn train_batches(
             saved = done;
         }
     }
-    if done > saved {
-        save(
+    let last_save = match done > saved {
+        true => save(
             done,
             place,
             &keys,
@@ -404,7 +413,18 @@ fn train_batches(
             ema.as_ref(),
             log.as_ref(),
             progress,
-        )?; // stopped inside a step
+        ), // stopped inside a step
+        false => Ok(()),
+    };
+    match (failed, last_save) {
+        (None, saved) => saved?,
+        (Some(data), Ok(())) => return Err(data),
+        (Some(data), Err(saving)) => {
+            return Err(Error::Unsaved {
+                data: Box::new(data),
+                saving: Box::new(saving),
+            });
+        }
     }
 
     // Rank 0's word on it; the others wait until everything is written.

@@ -45,6 +45,15 @@ impl Outcome {
         }
     }
 
+    /// Whether something of the item is missing.
+    pub fn is_less_than_whole(&self) -> bool {
+        match self {
+            Self::Image(_) => false,
+            Self::Clip { damage, .. } => damage.is_some(),
+            Self::Skip(_) => true,
+        }
+    }
+
     /// An item that is left out.
     pub fn skip(item: &Item, fault: &str, reason: String) -> Self {
         Self::Skip(Skipped {

@@ -1,5 +1,7 @@
 //! A conversion from its first look at the source to its report.
 
+use std::fs::File;
+use std::io;
 use std::path::Path;
 use std::time::Instant;
 
@@ -143,8 +145,13 @@ pub fn kinetics(
     let start = Instant::now();
     say(progress, format!("listing {}", src.display()));
     let listing = kinetics_source::list(src, options)?;
-    let convert =
-        |item: &Item, scratch: &mut _| convert_clip(&listing, item, options, scratch, stop);
+    let convert = |item: &Item, scratch: &mut _| {
+        let outcome = convert_clip(&listing, item, options, scratch, stop)?;
+        if outcome.is_less_than_whole() {
+            expect_readable(&listing, item)?;
+        }
+        Ok(outcome)
+    };
     Run {
         kind: Kind::Clips,
         src,
@@ -419,6 +426,20 @@ impl Run<'_> {
     }
 }
 
+/// The video library does not tell a disk's fault from a clip's: what it found broken must be readable to its end, or the
+/// disk is to blame, and the conversion ends before it thins out the set.
+fn expect_readable(listing: &Listing, item: &Item) -> Result<()> {
+    let Some(path) = listing.path(item) else {
+        return Ok(());
+    };
+    let Ok(mut file) = File::open(&path) else {
+        return Ok(()); // that has been judged
+    };
+    let read = io::copy(&mut file, &mut io::sink());
+    read.map(drop)
+        .map_err(|source| Error::Read { path, source })
+}
+
 fn say(progress: &dyn Progress, text: String) {
     progress.on(&ProgressEvent::Message(text));
 }
@@ -428,7 +449,7 @@ fn refuse_inside(src: &Path, work: &Work) -> Result<()> {
     let Some(folder) = work.store.folder().filter(|_| src.is_dir()) else {
         return Ok(());
     };
-    let inside = || -> std::io::Result<bool> {
+    let inside = || -> io::Result<bool> {
         let src = src.canonicalize()?;
         let mut dst = folder.to_path_buf();
         // Of a destination that is not there yet, its nearest ancestor that is.

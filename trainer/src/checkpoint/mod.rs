@@ -22,6 +22,7 @@ pub(crate) use tensors::write_tensors;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
@@ -161,50 +162,79 @@ impl Checkpoints {
     ///
     /// * `ema`: the running mean of the parameters, where the run keeps one.
     /// * `state`: its checksums are filled in here.
+    ///
+    /// # Errors
+    /// [`Error::Saving`] with the step and why; what was written of the checkpoint is removed, which a full disk needs most.
     pub fn save(
         &self,
         params: &Params,
         optim: &AdamW,
         ema: Option<&Ema>,
-        mut state: State,
+        state: State,
         keep: Keep,
     ) -> Result<PathBuf> {
-        let name = dir_name(state.step);
+        let step = state.step;
+        let name = dir_name(step);
         let _busy = stall::busy(
             "checkpoint",
             format!("writing {}", self.root.join(&name).display()),
         );
         let temp = self.root.join(format!("{TEMP_PREFIX}{name}"));
-        remove(&temp)?;
-        fs::create_dir(&temp).map_err(Error::io(&temp))?;
+        let saved = Self::write(&temp, params, optim, ema, state)
+            .and_then(|()| self.put_in_place(&temp, &name))
+            .and_then(|dir| self.prune(keep, step).map(|()| dir));
+        saved.map_err(|source| {
+            let _ = remove(&temp); // else the next start does
+            let last = self.latest_dir().ok().flatten();
+            Error::Saving {
+                step,
+                last_checkpoint: name_of(last),
+                source: Box::new(source),
+            }
+        })
+    }
+
+    /// Writes all files of a checkpoint into the new folder `dir`.
+    fn write(
+        dir: &Path,
+        params: &Params,
+        optim: &AdamW,
+        ema: Option<&Ema>,
+        mut state: State,
+    ) -> Result<()> {
+        remove(dir)?;
+        fs::create_dir(dir).map_err(Error::io(dir))?;
         let model = params
             .iter()
             .map(|param| (param.name.clone(), param.var.as_tensor().clone()));
         state.files = BTreeMap::from([
             (
                 MODEL_FILE.to_string(),
-                tensors::write_durably(&temp.join(MODEL_FILE), model.collect())?,
+                tensors::write_durably(&dir.join(MODEL_FILE), model.collect())?,
             ),
             (
                 OPTIM_FILE.to_string(),
-                tensors::write_durably(&temp.join(OPTIM_FILE), optim.state()?)?,
+                tensors::write_durably(&dir.join(OPTIM_FILE), optim.state()?)?,
             ),
         ]);
         if let Some(ema) = ema {
-            let sum = tensors::write_durably(&temp.join(EMA_FILE), ema.tensors())?;
+            let sum = tensors::write_durably(&dir.join(EMA_FILE), ema.tensors())?;
             state.files.insert(EMA_FILE.to_string(), sum);
         }
-        write_durably(&temp.join(STATE_FILE), &state.to_json()?)?;
-        sync(&temp)?;
-        let dir = self.root.join(&name);
+        write_durably(&dir.join(STATE_FILE), &state.to_json()?)?;
+        sync(dir)
+    }
+
+    /// Gives a written checkpoint its name and points `latest` at it.
+    fn put_in_place(&self, temp: &Path, name: &str) -> Result<PathBuf> {
+        let dir = self.root.join(name);
         let replaced = self.root.join(format!("{REPLACED_PREFIX}{name}"));
         if dir.exists() {
             fs::rename(&dir, &replaced).map_err(Error::io(&dir))?;
         }
-        fs::rename(&temp, &dir).map_err(Error::io(&dir))?;
+        fs::rename(temp, &dir).map_err(Error::io(&dir))?;
         remove(&replaced)?;
-        self.point_latest_at(&name)?;
-        self.prune(keep, state.step)?;
+        self.point_latest_at(name)?;
         Ok(dir)
     }
 
@@ -281,15 +311,24 @@ impl Found {
 /// The checkpoint folder that a path means: itself, or what `latest` names in it or in its `checkpoints`.
 ///
 /// # Errors
-/// [`Error::Checkpoint`] if there is none.
+/// [`Error::Checkpoint`] if there is none; [`Error::Io`] if what names it cannot be read.
 pub fn locate(path: &Path) -> Result<PathBuf> {
     if path.join(MODEL_FILE).is_file() {
         return Ok(path.to_path_buf());
     }
     for root in [path.to_path_buf(), path.join(CHECKPOINTS_DIR)] {
-        let named = fs::read_to_string(root.join(LATEST_FILE)).map(|name| root.join(name.trim()));
-        if let Some(dir) = named.ok().filter(|dir| dir.join(MODEL_FILE).is_file()) {
-            return Ok(dir);
+        let latest = root.join(LATEST_FILE);
+        let named = match fs::read_to_string(&latest) {
+            Ok(name) => root.join(name.trim()),
+            Err(error)
+                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) =>
+            {
+                continue;
+            }
+            Err(error) => return Err(Error::io(latest)(error)),
+        };
+        if named.join(MODEL_FILE).is_file() {
+            return Ok(named);
         }
     }
     let problem = format!(
@@ -299,6 +338,11 @@ pub fn locate(path: &Path) -> Result<PathBuf> {
         path: path.to_path_buf(),
         problem,
     })
+}
+
+/// A checkpoint's folder as messages name it.
+pub(crate) fn name_of(checkpoint: Option<PathBuf>) -> String {
+    checkpoint.map_or_else(|| "none".to_string(), |dir| dir.display().to_string())
 }
 
 fn dir_name(step: u64) -> String {
@@ -327,7 +371,7 @@ fn remove(path: &Path) -> Result<()> {
         fs::remove_file(path)
     };
     match result {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(path)(error)),
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io(path)(error)),
         _ => Ok(()),
     }
 }

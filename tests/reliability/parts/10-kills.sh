@@ -1,0 +1,4 @@
+#!/bin/sh
+# See tests/reliability/src/kills.rs.
+set -eu
+exec "$(dirname "$PAIRQUET")/pairquet-reliability" kills 200

@@ -26,6 +26,7 @@ mod columns;
 mod error;
 mod footer;
 mod foreign;
+mod format;
 mod group;
 mod hex;
 mod levels;
@@ -48,6 +49,7 @@ pub use columns::ShardColumns;
 pub use error::{Error, Malformed, Result};
 pub use footer::{FooterStep, ShardFooter, tail_range};
 pub use foreign::{ForeignGroup, ForeignLayout, ForeignRows, ForeignSet, parquet_file};
+pub use format::OtherFormat;
 pub use group::LoadedGroup;
 pub use hex::hex;
 pub use manifest::{

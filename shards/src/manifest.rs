@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 use crate::footer::MAGIC;
+use crate::format::OtherFormat;
 use crate::schema::{ClassName, FORMAT_VERSION, Kind};
 use crate::storage::{Store, Version, Written};
 use crate::writer::ShardCounts;
@@ -211,11 +212,6 @@ impl Manifest {
     }
 
     fn parse(bytes: &[u8]) -> std::result::Result<Self, String> {
-        // The version first: a later format may have fields that this one does not know.
-        #[derive(Deserialize)]
-        struct Version {
-            format: u32,
-        }
         let value: Value = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
         let found = match &value {
             Value::Object(_) => None,
@@ -230,10 +226,7 @@ impl Manifest {
                 "it holds {found}, expected the object of a manifest"
             ));
         }
-        let Version { format } = serde_json::from_value(value).map_err(|e| e.to_string())?;
-        if format != FORMAT_VERSION {
-            return Err(format!("format {format}, expected {FORMAT_VERSION}"));
-        }
+        OtherFormat::check_json(bytes, FORMAT_VERSION).map_err(|other| other.to_string())?;
         let manifest: Manifest = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
         manifest.check()?;
         Ok(manifest)

@@ -12,6 +12,7 @@ mod convert;
 mod eval;
 mod exchange;
 mod foreign;
+mod old_files;
 mod order;
 mod ranks;
 mod real_data;

@@ -33,5 +33,5 @@ pub mod synth;
 pub mod views;
 
 pub use error::{Error, Result};
-pub use shards::{OtherFormat, hex, printable};
+pub use shards::{OtherFormat, check_address, hex, printable};
 pub use stop::Stop;

@@ -69,7 +69,7 @@ pub use schema::{
 pub use set::{GroupRef, SampleRef, ShardSet};
 pub use storage::{
     CacheOptions, CacheStats, Environment, Lock, ObjectWriter, Sharing, Store, StoreOptions,
-    Version, Written, is_remote,
+    Version, Written, check_address, is_remote,
 };
 pub use verify::{Finding, Progress, VerifyReport, verify, verify_in};
 pub use writer::{MAX_PICTURE_BYTES, MAX_ROW_GROUP_BYTES, ShardCounts, ShardSpec, ShardWriter};

@@ -16,6 +16,8 @@ mod old_files;
 mod order;
 mod ranks;
 mod real_data;
+mod secrets;
 mod support;
 mod train;
+mod unsafe_list;
 mod verify;

@@ -29,6 +29,7 @@ pub mod rng;
 pub mod sheet;
 pub mod speed;
 pub mod stop;
+mod sync;
 pub mod synth;
 pub mod views;
 

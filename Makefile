@@ -27,6 +27,8 @@ reliability: setup
 lint: setup
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked --features '$(FEATURES)' -- -D warnings
+	@if command -v cargo-deny >/dev/null 2>&1; then $(CARGO) deny --all-features --offline check licenses bans sources; \
+	else echo 'SKIPPED: cargo deny is not installed (cargo install cargo-deny)'; fi
 
 setup:
 	@./setup.sh

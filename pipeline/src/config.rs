@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-use shards::{CacheOptions, StoreOptions};
+use shards::{CacheOptions, StoreOptions, check_address};
 
 use crate::error::{Error, Result};
 
@@ -191,6 +191,7 @@ impl SourceConfig {
     fn validate(&self) -> Result<()> {
         let address = "the folder or URL of a shard set";
         check(!self.path.is_empty(), "data.sources.path", "\"\"", address)?;
+        check_address(&self.path)?;
         check(
             !self.split.is_empty(),
             "data.split",

@@ -31,9 +31,10 @@ pub mod sheet;
 pub mod speed;
 pub mod stall;
 pub mod stop;
+mod sync;
 pub mod synth;
 pub mod views;
 
 pub use error::{Error, Result};
-pub use shards::{hex, printable};
+pub use shards::{OtherFormat, check_address, hex, printable};
 pub use stop::Stop;

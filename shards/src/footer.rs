@@ -15,6 +15,7 @@ use parquet::schema::printer::print_schema;
 use crate::bounds::Bounds;
 use crate::columns::{self, ShardColumns};
 use crate::error::{Malformed, Result, malformed};
+use crate::format::OtherFormat;
 use crate::metadata::{META_FORMAT, META_KIND};
 use crate::offset_index::{PicturePlaces, picture_places};
 use crate::schema::{Column, FORMAT_VERSION, Kind, MAX_NAME_BYTES};
@@ -469,11 +470,10 @@ fn checked_kind(metadata: &[(String, String)]) -> std::result::Result<Kind, Malf
     };
     let format = value(META_FORMAT)
         .ok_or_else(|| malformed!("no {META_FORMAT} in the footer: not a shard"))?;
-    if format != FORMAT_VERSION.to_string() {
-        return Err(malformed!(
-            "shard format {format}, expected {FORMAT_VERSION}"
-        ));
-    }
+    let version = format
+        .parse()
+        .map_err(|_| malformed!("has format {format:?}, expected {FORMAT_VERSION}"))?;
+    OtherFormat::check(version, FORMAT_VERSION).map_err(|other| malformed!("{other}"))?;
     Kind::from_name(value(META_KIND).unwrap_or_default())
 }
 

@@ -26,6 +26,7 @@ mod columns;
 mod error;
 mod footer;
 mod foreign;
+mod format;
 mod group;
 mod hex;
 mod levels;
@@ -48,6 +49,7 @@ pub use columns::ShardColumns;
 pub use error::{Error, Malformed, Result};
 pub use footer::{FooterStep, ShardFooter, tail_range};
 pub use foreign::{ForeignGroup, ForeignLayout, ForeignRows, ForeignSet, parquet_file};
+pub use format::OtherFormat;
 pub use group::LoadedGroup;
 pub use hex::hex;
 pub use manifest::{
@@ -67,7 +69,7 @@ pub use schema::{
 pub use set::{GroupRef, SampleRef, ShardSet};
 pub use storage::{
     CacheOptions, CacheStats, Environment, Lock, ObjectWriter, Sharing, Store, StoreOptions,
-    Version, Written, is_remote,
+    Version, Written, check_address, is_remote,
 };
 pub use verify::{Finding, Progress, VerifyReport, verify, verify_in};
 pub use writer::{MAX_PICTURE_BYTES, MAX_ROW_GROUP_BYTES, ShardCounts, ShardSpec, ShardWriter};

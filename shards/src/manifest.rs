@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use crate::error::{Error, Result};
 use crate::footer::MAGIC;
 use crate::hex::hex;
+use crate::format::OtherFormat;
 use crate::schema::{ClassName, FORMAT_VERSION, Kind};
 use crate::storage::{Store, Version, Written};
 use crate::writer::ShardCounts;
@@ -225,11 +226,6 @@ impl Manifest {
     fn parse(bytes: &[u8]) -> std::result::Result<Self, String> {
         let unsealed = unsealed(bytes)?;
         let bytes = unsealed.as_deref().unwrap_or(bytes);
-        // The version first: a later format may have fields that this one does not know.
-        #[derive(Deserialize)]
-        struct Version {
-            format: u32,
-        }
         let value: Value = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
         let found = match &value {
             Value::Object(_) => None,
@@ -244,10 +240,7 @@ impl Manifest {
                 "it holds {found}, expected the object of a manifest"
             ));
         }
-        let Version { format } = serde_json::from_value(value).map_err(|e| e.to_string())?;
-        if format != FORMAT_VERSION {
-            return Err(format!("format {format}, expected {FORMAT_VERSION}"));
-        }
+        OtherFormat::check_json(bytes, FORMAT_VERSION).map_err(|other| other.to_string())?;
         let manifest: Manifest = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
         manifest.check()?;
         Ok(manifest)

@@ -184,8 +184,7 @@ impl TrainConfig {
     /// # Errors
     /// [`Error::ConfigSyntax`] with the place in the text, for broken TOML, unknown keys and wrong types.
     pub fn from_toml(text: &str) -> Result<Self> {
-        toml::from_str(text)
-            .map_err(|error| Error::ConfigSyntax(error.to_string().trim_end().to_string()))
+        toml::from_str(text).map_err(|error| Error::ConfigSyntax(place_of(text, &error)))
     }
 
     /// Reads a configuration from TOML, then sets each `dotted.key=value`.
@@ -222,7 +221,8 @@ impl TrainConfig {
         for text in overrides {
             set(&mut table, text.as_ref())?;
         }
-        let written: Vec<_> = overrides.iter().map(|text| text.as_ref()).collect();
+        let key = |text: &str| text.split('=').next().unwrap_or_default().to_owned();
+        let written: Vec<_> = overrides.iter().map(|text| key(text.as_ref())).collect();
         table.try_into().map_err(|error: toml::de::Error| {
             let message = error.to_string();
             let with = if written.is_empty() {
@@ -469,9 +469,17 @@ pub(crate) fn expect(holds: bool, message: impl FnOnce() -> String) -> Result<()
 const MAX_EXTENDS: usize = 8;
 
 pub(crate) fn parse(text: &str) -> Result<toml::Table> {
-    toml::from_str(text).map_err(|error: toml::de::Error| {
-        Error::ConfigSyntax(error.to_string().trim_end().to_string())
-    })
+    toml::from_str(text).map_err(|error| Error::ConfigSyntax(place_of(text, &error)))
+}
+
+/// What is wrong, and in which line; the line itself is not shown, because it may hold what nobody should see.
+fn place_of(text: &str, error: &toml::de::Error) -> String {
+    let message = error.message();
+    let before = error.span().and_then(|span| text.get(..span.start));
+    before.map_or_else(
+        || message.to_owned(),
+        |before| format!("line {}: {message}", before.split('\n').count()),
+    )
 }
 
 pub(crate) fn in_file(path: &Path, error: Error) -> Error {
@@ -521,8 +529,9 @@ pub(crate) fn lay_over(base: &mut toml::Table, over: toml::Table) {
 
 /// Sets one `dotted.key=value` in a table.
 pub(crate) fn set(table: &mut toml::Table, text: &str) -> Result<()> {
-    let wrong = |problem: &str| Error::ConfigSyntax(format!("override {text:?} {problem}"));
-    let (key, value) = text
+    let key = text.split('=').next().unwrap_or_default();
+    let wrong = |problem: &str| Error::ConfigSyntax(format!("override {key:?} {problem}"));
+    let (_, value) = text
         .split_once('=')
         .ok_or_else(|| wrong("has no '=', expected key=value"))?;
     let value = value.trim();

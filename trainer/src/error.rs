@@ -113,13 +113,22 @@ pub enum Error {
     #[error("after the first backward pass these parameters have no usable gradient: {0}")]
     GradientCoverage(String),
 
-    /// A checkpoint is damaged, incomplete or of another version.
+    /// A checkpoint is damaged or incomplete.
     #[error("checkpoint {path}: {problem}")]
     Checkpoint {
         /// The checkpoint's folder or the file in it.
         path: PathBuf,
         /// What is wrong with it.
         problem: String,
+    },
+
+    /// A file is of a format that this version of the program does not read.
+    #[error("{path} {source}")]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// Its version and the one that is read.
+        source: pipeline::OtherFormat,
     },
 
     /// The run folder's checkpoint belongs to another experiment.
@@ -200,6 +209,12 @@ impl Error {
             path: path.into(),
             problem: problem.to_string(),
         }
+    }
+
+    /// An [`Error::Format`] at `path`, for `map_err`.
+    pub(crate) fn format(path: impl Into<PathBuf>) -> impl FnOnce(pipeline::OtherFormat) -> Error {
+        let path = path.into();
+        move |source| Error::Format { path, source }
     }
 
     /// An [`Error::Io`] at `path`, for `map_err`.

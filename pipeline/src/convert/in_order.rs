@@ -1,7 +1,8 @@
 //! Many threads finish jobs in any order; one thread takes the results in the order of the jobs.
 
 use std::collections::BTreeMap;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use crate::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// Hands out job numbers `0..n_jobs` and gives the results back in that order.
 ///

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use serde_json::{Map, Value};
-use shards::{Kind, ShardSpec};
+use shards::{Kind, ShardSpec, check_address};
 
 use super::clip_item::convert_clip;
 use super::engine::{BadLimit, ConvertItem, Job, make_shards, measure};
@@ -77,6 +77,7 @@ pub fn images(
     stop: &Stop,
 ) -> Result<ConvertReport> {
     options.validate()?;
+    check_address(src).map_err(Error::Source)?; // before it is said
     let start = Instant::now();
     say(progress, format!("listing {src}"));
     let listing = table_source::list(src, options)?;

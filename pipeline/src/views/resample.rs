@@ -298,11 +298,14 @@ mod avx2 {
         let reach = (furthest + 2 * taps.n_pairs) * 3 + 4;
         assert!(reach <= taps.n_in * 3 + READ_PAST && rows.iter().all(|row| row.len() >= reach));
         assert!(out.len() == 4 * n_out * 3 && taps.weights.len() == n_out * taps.n_pairs);
-        // SAFETY (of both): every load ends before `reach`, and every row is at least that long.
-        let load_16 =
-            |row: &[u8], at: usize| unsafe { _mm_loadu_si128(row.as_ptr().add(at).cast()) };
-        let load_8 =
-            |row: &[u8], at: usize| unsafe { _mm_loadl_epi64(row.as_ptr().add(at).cast()) };
+        let load_16 = |row: &[u8], at: usize| {
+            // SAFETY: every load ends before `reach`, and every row is at least that long.
+            unsafe { _mm_loadu_si128(row.as_ptr().add(at).cast()) }
+        };
+        let load_8 = |row: &[u8], at: usize| {
+            // SAFETY: as of `load_16`.
+            unsafe { _mm_loadl_epi64(row.as_ptr().add(at).cast()) }
+        };
         // The first two of four pixels as 16-bit pairs of red, green and blue, and the other two.
         let first = _mm256_broadcastsi128_si256(_mm_setr_epi8(
             0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1,

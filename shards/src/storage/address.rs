@@ -11,6 +11,15 @@ pub fn is_remote(uri: &str) -> bool {
         .is_some_and(|(scheme, _)| scheme != "file")
 }
 
+/// Checks that an address names a place and holds no name, password or signature; opens nothing. What is written down
+/// before it is opened, such as a configuration, is checked by this first.
+///
+/// # Errors
+/// [`Error::UnsupportedStore`] or [`Error::BadPath`], without what may be a secret.
+pub fn check_address(uri: &str) -> Result<()> {
+    Address::parse(uri).map(drop)
+}
+
 /// A place, by the kind of store it is in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Address {
@@ -59,7 +68,9 @@ impl Address {
         };
         let bucket = |what: &str| -> Result<BucketAddress> {
             let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-            if bucket.is_empty() || bucket.contains(['@', '?', '#', ':']) {
+            // No store has other names, and a secret key with a `/` in it would pass for a name and a path.
+            let usual = |c: char| c.is_ascii_alphanumeric() || "-_.$".contains(c);
+            if bucket.is_empty() || !bucket.chars().all(usual) {
                 return Err(bad(&format!("expected {scheme}://{what}/path")));
             }
             Ok(BucketAddress {
@@ -78,7 +89,9 @@ impl Address {
                 if host.is_empty() {
                     return Err(bad("expected a host"));
                 }
-                if host.contains('@') {
+                let port = host.rsplit_once(':').map_or("", |(_, port)| port);
+                let is_port = |c: char| c.is_ascii_digit() || c == ']';
+                if host.contains('@') || !port.chars().all(is_port) {
                     return Err(bad("a name and password in an address end up in logs"));
                 }
                 if rest.contains(['?', '#']) {
@@ -137,12 +150,12 @@ pub(super) fn without_secrets(uri: &str) -> String {
     match uri.split_once("://") {
         Some((scheme, rest)) => {
             let rest = rest.split(['?', '#']).next().unwrap_or_default();
-            let (host, path) = match rest.find('/') {
-                Some(at) => rest.split_at(at),
-                None => (rest, ""),
+            // A password may have a `/` in it; before the `@` of a revision there is no `:`.
+            let place = match rest.rsplit_once('@') {
+                Some((before, place)) if scheme != "hf" || before.contains(':') => place,
+                _ => rest,
             };
-            let host = host.rsplit('@').next().unwrap_or_default();
-            format!("{scheme}://{host}{path}")
+            format!("{scheme}://{place}")
         }
         None => uri.to_owned(),
     }
@@ -198,6 +211,11 @@ mod tests {
             "s3://",
             "s3:///path",
             "s3://key:secret@bucket/path",
+            "s3://key:the/secret@bucket/path",
+            "s3://the+secret/key@bucket/path",
+            "https://name:the/secret@host/path",
+            "ftp://name:the/secret@host/path",
+            "hf://name:the/secret@datasets/o/n",
             "ftp://name:secret@host/path?secret",
             "http://",
             "https://name:secret@host/path",

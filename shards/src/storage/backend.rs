@@ -204,7 +204,7 @@ impl S3Place {
                     .filter(|(scheme, host)| {
                         ["http", "https"].contains(scheme)
                             && !host.is_empty()
-                            && !host.contains('@')
+                            && !host.contains(['@', '?', '#'])
                     })
                     .ok_or_else(|| Error::Settings {
                         reason: format!("{name} is not an address such as http://host:9000"),

@@ -36,7 +36,7 @@ use object_store::{
 use crate::error::{Error, Result};
 use address::Address;
 pub(crate) use address::SCHEMES;
-pub use address::is_remote;
+pub use address::{check_address, is_remote};
 use backend::Backend;
 use cache::Cache;
 pub use cache::{CacheOptions, CacheStats};

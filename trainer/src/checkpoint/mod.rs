@@ -16,7 +16,7 @@
 mod state;
 mod tensors;
 
-pub use state::{FileSum, LossBits, State};
+pub use state::{FORMAT_VERSION, FileSum, LossBits, State};
 pub use tensors::read_tensors;
 pub(crate) use tensors::write_tensors;
 
@@ -110,12 +110,15 @@ impl Checkpoints {
     ///
     /// # Errors
     /// [`Error::Checkpoint`] if there are checkpoints and none is whole: starting over silently would waste the run.
+    /// [`Error::Format`] if another version of this program wrote the newest.
     pub fn newest(&self) -> Result<(Option<Found>, Vec<String>)> {
         let mut damaged = Vec::new();
         for (_, dir) in self.list()?.into_iter().rev() {
             let _busy = stall::busy("checkpoint", format!("reading {}", dir.display()));
             match State::read_verified(&dir) {
                 Ok(state) => return Ok((Some(Found { dir, state }), damaged)),
+                // Whole for all that is known, so neither to be passed over nor to be renamed.
+                Err(error @ Error::Format { .. }) => return Err(error),
                 Err(error) => damaged.push(format!("{error}; trying the one before it")),
             }
         }

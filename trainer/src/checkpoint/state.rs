@@ -5,6 +5,7 @@ use std::fs;
 use std::io::Read;
 use std::path::Path;
 
+use pipeline::OtherFormat;
 use pipeline::loader::LoaderState;
 use serde::{Deserialize, Serialize};
 
@@ -121,7 +122,7 @@ impl State {
     /// Reads a checkpoint's state and checks it and every file that it names.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] naming the file and what is wrong with it.
+    /// [`Error::Checkpoint`] naming the file and what is wrong with it; [`Error::Format`].
     pub fn read_verified(dir: &Path) -> Result<Self> {
         let path = dir.join(STATE_FILE);
         let damaged = |path: &Path, problem: String| Error::Checkpoint {
@@ -129,18 +130,20 @@ impl State {
             problem,
         };
         let text = fs::read(&path).map_err(|error| damaged(&path, error.to_string()))?;
-        let state: Self =
-            serde_json::from_slice(&text).map_err(|error| damaged(&path, error.to_string()))?;
-        if state.format != FORMAT_VERSION {
-            let problem = format!("has format {}, expected {FORMAT_VERSION}", state.format);
-            return Err(damaged(&path, problem));
-        }
+        let state: Self = serde_json::from_slice(&text).map_err(|error| {
+            match OtherFormat::check_json(&text, FORMAT_VERSION) {
+                Err(other) => Error::format(&path)(other),
+                Ok(()) => damaged(&path, error.to_string()),
+            }
+        })?;
         if state.to_json()? != text {
             return Err(damaged(
                 &path,
                 "does not match its own checksum".to_string(),
             ));
         }
+        // After the checksum, so that a flipped bit in the number is damage.
+        OtherFormat::check(state.format.into(), FORMAT_VERSION).map_err(Error::format(&path))?;
         for (name, &expected) in &state.files {
             let path = dir.join(name);
             let got = FileSum::of(&path).map_err(|error| damaged(dir, error.to_string()))?;

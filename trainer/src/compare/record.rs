@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use pipeline::OtherFormat;
 use serde::{Deserialize, Serialize};
 
 use super::cost::ForwardCost;
@@ -88,7 +89,7 @@ impl Record {
     /// `None` where there is none.
     ///
     /// # Errors
-    /// [`Error::Io`] and [`Error::Json`] naming the file.
+    /// [`Error::Io`], [`Error::Format`] and [`Error::Json`] naming the file.
     pub fn read(run_dir: &Path) -> Result<Option<Record>> {
         let path = run_dir.join(RECORD_FILE);
         let text = match fs::read(&path) {
@@ -96,14 +97,8 @@ impl Record {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(Error::io(&path)(error)),
         };
-        let record: Record = serde_json::from_slice(&text).map_err(json(&path))?;
-        if record.format != RECORD_FORMAT {
-            return Err(Error::Config(format!(
-                "{} has format {}, expected {RECORD_FORMAT}",
-                path.display(),
-                record.format
-            )));
-        }
+        OtherFormat::check_json(&text, RECORD_FORMAT).map_err(Error::format(&path))?;
+        let record = serde_json::from_slice(&text).map_err(json(&path))?;
         Ok(Some(record))
     }
 }

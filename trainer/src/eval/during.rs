@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use pipeline::Stop;
 use pipeline::loader::open;
+use pipeline::{Stop, check_address};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -235,6 +235,9 @@ impl EvalConfig {
                 "eval.every_epochs is {}, expected at most {MAX_COUNT}",
                 self.every_epochs
             )));
+        }
+        for pictures in [&self.knn, &self.probe].into_iter().flatten() {
+            check_address(&pictures.data).map_err(pipeline::Error::from)?;
         }
         if let Some(jhmdb) = self
             .jhmdb

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use pipeline::Stop;
+use pipeline::{OtherFormat, Stop};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -137,7 +137,7 @@ impl<S: Serialize + DeserializeOwned + PartialEq> Job<'_, S> {
     /// Scores all videos into `path`, a `results.json`, which is there, whole, after each of them.
     ///
     /// # Errors
-    /// [`Error::Io`] and [`Error::Json`] naming that file.
+    /// [`Error::Io`], [`Error::Format`] and [`Error::Json`] naming that file.
     pub fn run<V: Video, N: Scores>(
         self,
         found: &Found<V>,
@@ -157,7 +157,7 @@ impl<S: Serialize + DeserializeOwned + PartialEq> Job<'_, S> {
             versions: self.versions,
         };
         let known = match self.keeps_scores {
-            true => earlier(path, &results),
+            true => earlier(path, &results)?,
             false => Vec::new(),
         };
         let (videos, failed) = score_all(self.root, found, &known, self.stop, score, |event| {
@@ -179,22 +179,26 @@ impl<S: Serialize + DeserializeOwned + PartialEq> Job<'_, S> {
 }
 
 /// Scores of an earlier run that was the same in everything that they depend on; none if there is no such run.
-fn earlier<S, N>(path: &Path, now: &Results<S, N>) -> Vec<N::Video>
+///
+/// # Errors
+/// [`Error::Format`]: what is there is not to be overwritten.
+fn earlier<S, N>(path: &Path, now: &Results<S, N>) -> Result<Vec<N::Video>>
 where
     S: DeserializeOwned + PartialEq,
     N: Scores,
 {
-    let read =
-        || -> Option<Results<S, N>> { serde_json::from_slice(&std::fs::read(path).ok()?).ok() };
-    read()
-        .filter(|before| {
-            before.format == now.format
-                && before.protocol == now.protocol
+    let text = std::fs::read(path).unwrap_or_default();
+    OtherFormat::check_json(&text, RESULTS_FORMAT).map_err(Error::format(path))?;
+    let before = serde_json::from_slice(&text)
+        .ok()
+        .filter(|before: &Results<S, N>| {
+            before.protocol == now.protocol
                 && before.checkpoint.weights_sha256 == now.checkpoint.weights_sha256
                 && before.settings == now.settings
                 && before.versions == now.versions
         })
-        .map_or_else(Vec::new, |before| before.scores.videos().to_vec())
+        .map_or_else(Vec::new, |before| before.scores.videos().to_vec());
+    Ok(before)
 }
 
 #[cfg(test)]

@@ -7,9 +7,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use pipeline::OtherFormat;
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::{FileSum, MODEL_FILE, STATE_FILE, State, locate};
+use crate::checkpoint::{FORMAT_VERSION, FileSum, MODEL_FILE, STATE_FILE, State, locate};
 use crate::error::{Error, Result};
 use crate::files::sync;
 use crate::models::ModelConfig;
@@ -98,14 +99,11 @@ fn read_card(dir: &Path) -> Result<Option<ImportCard>> {
         return Ok(None);
     }
     let text = fs::read(&path).map_err(Error::io(&path))?;
+    OtherFormat::check_json(&text, IMPORT_FORMAT).map_err(Error::format(&path))?;
     let card: ImportCard = serde_json::from_slice(&text).map_err(|source| Error::Json {
         path: path.clone(),
         source,
     })?;
-    if card.format != IMPORT_FORMAT {
-        let problem = format!("has format {}, expected {IMPORT_FORMAT}", card.format);
-        return Err(Error::Checkpoint { path, problem });
-    }
     Ok(Some(card))
 }
 
@@ -145,6 +143,7 @@ pub fn checkpoint_info(dir: &Path) -> Result<CheckpointInfo> {
         });
     }
     let text = fs::read(&path).map_err(Error::io(&path))?;
+    OtherFormat::check_json(&text, FORMAT_VERSION).map_err(Error::format(&path))?;
     let state: serde_json::Value = serde_json::from_slice(&text).map_err(|source| Error::Json {
         path: path.clone(),
         source,

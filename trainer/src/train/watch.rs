@@ -5,7 +5,7 @@ use std::path::Path;
 
 use candle_core::{DType, Tensor};
 
-use crate::checkpoint::{Checkpoints, LossBits, name_of};
+use crate::checkpoint::{Checkpoints, LossBits};
 use crate::distributed::Ranks;
 use crate::error::{Error, Result};
 use crate::files;

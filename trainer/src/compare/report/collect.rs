@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use pipeline::OtherFormat;
+
 use super::super::COMPARE_FILE;
 use super::super::config::{CompareConfig, Method};
 use super::super::published::Published;
@@ -16,7 +18,7 @@ use super::{
 use crate::chart::smooth;
 use crate::config::flat;
 use crate::error::{Error, Result};
-use crate::eval::results::RESULTS_FILE;
+use crate::eval::results::{RESULTS_FILE, RESULTS_FORMAT};
 use crate::metrics;
 use crate::train::PICTURES_DIR;
 
@@ -253,7 +255,7 @@ fn run_report(run: &Found, metrics: &[Metric]) -> Result<RunReport> {
             values: metrics.iter().map(value).collect(),
         }
     });
-    let results = last_results(run);
+    let results = last_results(run)?;
     let text = |pointer: &str| {
         let value = results.as_ref()?.pointer(pointer)?;
         value.as_str().map(str::to_owned)
@@ -282,10 +284,17 @@ fn point(at: Progress, value: f64) -> Point {
 }
 
 /// `results.json` of the last evaluation, if it is there: a report is made without it too.
-fn last_results(run: &Found) -> Option<serde_json::Value> {
-    let last = run.record.scores.last()?;
-    let text = fs::read(run.dir.join(&last.dir).join(RESULTS_FILE)).ok()?;
-    serde_json::from_slice(&text).ok()
+///
+/// # Errors
+/// [`Error::Format`].
+fn last_results(run: &Found) -> Result<Option<serde_json::Value>> {
+    let Some(last) = run.record.scores.last() else {
+        return Ok(None);
+    };
+    let path = run.dir.join(&last.dir).join(RESULTS_FILE);
+    let text = fs::read(&path).unwrap_or_default();
+    OtherFormat::check_json(&text, RESULTS_FORMAT).map_err(Error::format(path))?;
+    Ok(serde_json::from_slice(&text).ok())
 }
 
 /// The last reconstruction, and what the last evaluations drew.

@@ -1,0 +1,12 @@
+#!/bin/sh
+# Runs every verb with credentials of all kinds, right and wrong, and searches all that was said and written for them.
+set -u
+cd "$(dirname "$0")/../../.." || exit 1
+log=${WORK:?}/secrets.log
+if cargo test --workspace --locked --features "${FEATURES:-mpi}" --test it secrets:: -- --nocapture >"$log" 2>&1; then
+    echo '| 12 secrets in 12 forms, in all that over 90 runs said and wrote | 0 found | 0 | ok |'
+else
+    cat "$log" >&2
+    echo '| 12 secrets in 12 forms, in all that over 90 runs said and wrote | see above | 0 | FAILED |'
+    exit 1
+fi

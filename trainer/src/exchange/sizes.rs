@@ -12,8 +12,8 @@ use crate::models::{EncoderPreset, ModelConfig, ModelKind};
 /// Beyond these a file is damaged or hostile, and building the model would ask for absurd memory.
 const MAX_WIDTH: usize = 1 << 14;
 const MAX_GRID: usize = 1 << 8;
-/// Of the width's square times the depth, for a decoder that is made anew; MAE's is a thirtieth of it.
-const MAX_NEW_VALUES: usize = 1 << 26;
+/// Of the width's square times the depth, for a decoder that is made anew: twice MAE's, with 12 to 16 times as many weights.
+const MAX_NEW_VALUES: usize = 1 << 22;
 
 /// Width of a head in the encoders and the decoders of the papers.
 const HEAD_WIDTH: usize = 64;

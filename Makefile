@@ -1,5 +1,5 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
-.PHONY: demo test lint setup interop clean
+.PHONY: demo test lint setup interop fuzz clean
 
 CARGO ?= cargo
 # What `make test` and `make lint` build with: ranks over MPI are tested too.
@@ -19,6 +19,12 @@ test: setup
 interop: setup
 	$(CARGO) build --workspace --locked --features '$(FEATURES)'
 	tests/interop/run.sh $${CARGO_TARGET_DIR:-target}/debug/pairquet
+
+# Every parser under libFuzzer, with the address sanitizer: needs a nightly toolchain and `cargo install cargo-fuzz`.
+FUZZ_SECONDS ?= 1200
+FUZZ_TARGETS ?= shard group foreign manifest jpeg still pth safetensors mat tar config
+fuzz: setup
+	tests/fuzz/run.sh $(FUZZ_SECONDS) $(FUZZ_TARGETS)
 
 lint: setup
 	$(CARGO) fmt --all --check

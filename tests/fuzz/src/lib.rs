@@ -8,8 +8,11 @@
 //! - [`campaign`]: seeds, the stored corpus and mutations of both, by number or by time. `make test` runs it through
 //!   `tests/hostile.rs`, `make reliability` through the program `hostile`.
 //!
+//! [`bombs`]: small files that ask for more than any machine has.
+//!
 //! `libfuzzer` beside this crate has the same targets for cargo-fuzz, which finds what random changes do not.
 
+pub mod bombs;
 pub mod campaign;
 mod check;
 mod memory;
@@ -20,3 +23,9 @@ mod targets;
 
 pub use check::{Cost, check, must_hold};
 pub use targets::{TARGETS, Target, target};
+
+/// Inputs are made of nothing from outside, so what they cannot be made of is a fault of this crate.
+#[allow(clippy::expect_used)]
+fn made<T, E: std::fmt::Debug>(outcome: Result<T, E>) -> T {
+    outcome.expect("an input that can be made")
+}

@@ -1,6 +1,7 @@
 //! `hostile SECONDS KEPT [TARGET..]`: each target for so many seconds, as rows of a table in Markdown.
 //!
-//! Inputs that fail are kept in the folder KEPT. `hostile seeds FOLDER` writes the seeds, a folder for each target.
+//! Inputs that fail are kept in the folder KEPT. `hostile seeds FOLDER` writes the seeds, a folder for each target, and
+//! `hostile bombs FOLDER` small files that ask for more than any machine has, a folder for each kind.
 
 use std::error::Error;
 use std::io::Write;
@@ -9,12 +10,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use fuzz::campaign::{Length, clean, corpus, run};
-use fuzz::{TARGETS, Target, target};
+use fuzz::{TARGETS, Target, bombs, target};
 
 fn main() -> Result<ExitCode, Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [first, folder, names @ ..] = arguments.as_slice() else {
-        return Err("expected SECONDS KEPT [TARGET..], or seeds FOLDER".into());
+        return Err("expected SECONDS KEPT [TARGET..], seeds FOLDER or bombs FOLDER".into());
     };
     let folder = Path::new(folder);
     if first == "seeds" {
@@ -23,6 +24,22 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
             std::fs::create_dir_all(&folder)?;
             for (n, seed) in (target.seeds)().into_iter().enumerate() {
                 std::fs::write(folder.join(format!("seed-{n}")), seed)?;
+            }
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    if first == "bombs" {
+        for (kind, files) in [
+            ("pictures", bombs::pictures()),
+            ("parquet", bombs::parquet()),
+            ("pth", bombs::pth()),
+            ("videos", bombs::videos()),
+            ("tars", bombs::tars()),
+        ] {
+            let folder = folder.join(kind);
+            std::fs::create_dir_all(&folder)?;
+            for (name, bytes) in files {
+                std::fs::write(folder.join(name), bytes)?;
             }
         }
         return Ok(ExitCode::SUCCESS);

@@ -6,7 +6,8 @@ use pipeline::convert::{Check, FrameRange, ImagenetOptions, KineticsOptions, Max
 use trainer::TrainConfig;
 use trainer::compare::config::CompareConfig;
 
-use super::{Target, made};
+use super::Target;
+use crate::made;
 use crate::scratch;
 
 pub(super) const TARGET: Target = Target {

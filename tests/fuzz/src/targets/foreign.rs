@@ -11,7 +11,8 @@ use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
 use shards::{ForeignSet, Store};
 
-use super::{Target, made};
+use super::Target;
+use crate::made;
 use crate::scratch;
 
 pub(super) const TARGET: Target = Target {

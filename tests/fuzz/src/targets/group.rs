@@ -8,8 +8,9 @@ use shards::{
     SplitManifest, Store, verify_in,
 };
 
+use super::Target;
 use super::shard::shard;
-use super::{Target, made};
+use crate::made;
 use crate::scratch;
 
 pub(super) const TARGET: Target = Target {

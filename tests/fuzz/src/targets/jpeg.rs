@@ -5,7 +5,8 @@ use pipeline::codec::{
     probe,
 };
 
-use super::{Target, made};
+use super::Target;
+use crate::made;
 
 pub(super) const TARGET: Target = Target {
     name: "jpeg",
@@ -67,7 +68,7 @@ fn run(input: &[u8]) {
 }
 
 /// Edges and colours.
-pub(super) fn picture(width: u32, height: u32) -> Rgb8Image {
+pub(crate) fn picture(width: u32, height: u32) -> Rgb8Image {
     let mut image = Rgb8Image::new(width, height);
     for (at, byte) in image.data.iter_mut().enumerate() {
         *byte = (at * 7 % 251 + at / 40 * 13) as u8;

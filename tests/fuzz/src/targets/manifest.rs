@@ -3,7 +3,8 @@
 use serde_json::json;
 use shards::{MANIFEST_NAME, Manifest, ShardSet, Store};
 
-use super::{Target, made};
+use super::Target;
+use crate::made;
 use crate::scratch;
 
 pub(super) const TARGET: Target = Target {

@@ -7,6 +7,7 @@ use flate2::write::ZlibEncoder;
 use trainer::eval::mat::read;
 
 use super::Target;
+use crate::made;
 
 pub(super) const TARGET: Target = Target {
     name: "mat",
@@ -60,8 +61,8 @@ fn run(input: &[u8]) {
 
 fn compressed(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = ZlibEncoder::new(Vec::new(), Compression::fast());
-    super::made(encoder.write_all(bytes));
-    super::made(encoder.finish())
+    made(encoder.write_all(bytes));
+    made(encoder.finish())
 }
 
 /// An array of a row, of doubles stored as bytes.

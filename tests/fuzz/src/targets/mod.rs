@@ -13,6 +13,9 @@ mod still;
 mod tar;
 mod weights;
 
+pub(crate) use jpeg::picture;
+pub(crate) use tar::odd as odd_tar;
+
 /// A parser and what it is given.
 #[derive(Debug, Clone, Copy)]
 pub struct Target {
@@ -51,10 +54,4 @@ pub fn target(name: &str) -> Result<&'static Target, String> {
         let names: Vec<&str> = TARGETS.iter().map(|target| target.name).collect();
         format!("no target {name:?}, expected one of {}", names.join(", "))
     })
-}
-
-/// Seeds are made of nothing from outside, so what they cannot be made of is a fault of this crate.
-#[allow(clippy::expect_used)]
-fn made<T, E: std::fmt::Debug>(outcome: Result<T, E>) -> T {
-    outcome.expect("a seed that can be made")
 }

@@ -9,7 +9,8 @@ use shards::{
     ShardFooter, ShardIndex, ShardSpec, ShardWriter, index_columns, slice_picture, tail_range,
 };
 
-use super::{Target, made};
+use super::Target;
+use crate::made;
 
 pub(super) const TARGET: Target = Target {
     name: "shard",

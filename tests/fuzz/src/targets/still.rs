@@ -5,8 +5,9 @@ use std::io::Cursor;
 use image::{DynamicImage, ImageFormat, RgbImage};
 use pipeline::codec::{ImageFormat as Found, decode_rgb8, probe};
 
+use super::Target;
 use super::jpeg::picture;
-use super::{Target, made};
+use crate::made;
 use crate::repair;
 
 pub(super) const TARGET: Target = Target {

@@ -3,7 +3,8 @@
 use pipeline::convert::{ImagenetOptions, survey};
 use tar::{Builder, EntryType, Header};
 
-use super::{Target, made};
+use super::Target;
+use crate::made;
 use crate::{repair, scratch};
 
 pub(super) const TARGET: Target = Target {
@@ -49,7 +50,7 @@ fn archive(files: &[(&str, &[u8])]) -> Vec<u8> {
 }
 
 /// Members that are no files, and names that lead out.
-fn odd() -> Vec<u8> {
+pub(crate) fn odd() -> Vec<u8> {
     let mut builder = Builder::new(Vec::new());
     let kinds = [
         (EntryType::Regular, "../../x.JPEG"),

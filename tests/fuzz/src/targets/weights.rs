@@ -9,7 +9,7 @@ use trainer::exchange::{ExportOptions, ImportOptions, Target, export, import};
 use trainer::models::{self, ModelConfig, ModelKind};
 use trainer::nn::params::Params;
 
-use super::made;
+use crate::made;
 
 /// What [`files`] made.
 #[derive(Default)]

@@ -7,6 +7,8 @@ root=$(cd "$here/../.." && pwd)
 seconds=$1
 shift
 cd "$root"
+# The same versions of everything as the program has.
+cp Cargo.lock "$here/libfuzzer/Cargo.lock"
 # Seeds are made by the project's own writers.
 ${CARGO:-cargo} run --release --workspace --locked --features "${FEATURES:-mpi}" --bin hostile -- seeds "$here/libfuzzer/corpus"
 for target; do

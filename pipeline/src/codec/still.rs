@@ -18,7 +18,11 @@ pub(super) fn decode(bytes: &[u8], format: ImageFormat) -> Result<Rgb8Image, Cod
     let mut reader = ImageReader::with_format(Cursor::new(bytes), in_crate(format)?);
     let mut limits = Limits::no_limits();
     let grant = Grant::of(bytes.len());
-    limits.max_alloc = Some(grant.memory_bytes());
+    limits.max_alloc = Some(match format {
+        // Its decoder takes as much again for the strip at work.
+        ImageFormat::Tiff => grant.memory_bytes() / 2,
+        _ => grant.memory_bytes(),
+    });
     reader.limits(limits);
     let decoder = reader.into_decoder().map_err(explain)?;
     let (width, height) = decoder.dimensions();

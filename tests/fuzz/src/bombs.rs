@@ -15,7 +15,7 @@ use crate::targets;
 /// A file: what it is called, and its bytes.
 pub type File = (&'static str, Vec<u8>);
 
-/// Pictures of far more pixels than bytes. The PNG really holds them.
+/// Pictures of far more pixels than bytes. The PNGs really hold them.
 pub fn pictures() -> Vec<File> {
     let jpeg = made(encode_jpeg(&targets::picture(16, 16), 80, Chroma::Halved));
     let sized = |format, at: usize, size: &[u8]| {
@@ -29,8 +29,10 @@ pub fn pictures() -> Vec<File> {
         gif[frame + 5..frame + 9].fill(0xff);
     }
     vec![
-        ("jpeg-60000.jpg", with_jpeg_size(jpeg, 60_000)),
+        ("jpeg-60000.jpg", with_jpeg_size(jpeg.clone(), 60_000)),
+        ("jpeg-16000.jpg", with_jpeg_size(jpeg, 16_000)),
         ("png-30000.png", png_of_zeros(30_000)),
+        ("png-16000.png", png_of_zeros(16_000)),
         ("gif-65535.gif", gif),
         (
             "bmp-65535.bmp",
@@ -39,8 +41,8 @@ pub fn pictures() -> Vec<File> {
         ("tiff-65535.tif", tiff()),
         // Behind RIFF, its size, WEBP, VP8L, its size and a signature: 14 bits of width and 14 of height, less one.
         (
-            "webp-16384.webp",
-            sized(ImageFormat::WebP, 21, &[0xff, 0xff, 0xff, 0x0f]),
+            "webp-16383.webp",
+            sized(ImageFormat::WebP, 21, &[0xfe, 0xbf, 0xff, 0x0f]),
         ),
     ]
 }
@@ -67,7 +69,7 @@ fn png_of_zeros(side: u32) -> Vec<u8> {
     let mut header = [side.to_be_bytes(), side.to_be_bytes()].concat();
     header.extend([1, 0, 0, 0, 0]);
     let row = vec![0; 1 + side.div_ceil(8) as usize];
-    let mut packed = ZlibEncoder::new(Vec::new(), Compression::fast());
+    let mut packed = ZlibEncoder::new(Vec::new(), Compression::best());
     for _ in 0..side {
         made(packed.write_all(&row));
     }

@@ -48,7 +48,12 @@ fn stored_entry(bytes: &mut [u8], directory: usize, local: usize, n_bytes: usize
         return;
     };
     let sum = crc32(contents).to_le_bytes();
+    // A bit says that the checksum before the entry is left out and stands behind it.
+    let stands_behind = bytes.get(local + 6).is_some_and(|flags| flags & 8 != 0);
     for place in [directory + 16, local + 14] {
+        if place == local + 14 && stands_behind {
+            continue;
+        }
         if let Some(place) = bytes.get_mut(place..place + 4) {
             place.copy_from_slice(&sum);
         }

@@ -26,7 +26,7 @@ pub(super) const TARGET: Target = Target {
         ];
         texts.map(|text| text.as_bytes().to_vec()).to_vec()
     },
-    rounds: 1500,
+    rounds: 3000,
 };
 
 /// Texts with a zero between: the first is a file, the others are set over it.

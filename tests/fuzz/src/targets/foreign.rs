@@ -32,7 +32,7 @@ pub(super) const TARGET: Target = Target {
         let both = |codec| versions.map(|version| made(file(codec, version)));
         codecs.into_iter().flat_map(both).collect()
     },
-    rounds: 900,
+    rounds: 1800,
 };
 
 const FILE: &str = "hostile.parquet";

@@ -23,7 +23,7 @@ pub(super) const TARGET: Target = Target {
             seed(Kind::Images, 40),
         ]
     },
-    rounds: 600,
+    rounds: 1200,
 };
 
 const SHARD: &str = "train-00000-of-00001.parquet";

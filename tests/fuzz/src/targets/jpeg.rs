@@ -23,7 +23,7 @@ pub(super) const TARGET: Target = Target {
         }
         seeds
     },
-    rounds: 2000,
+    rounds: 4000,
 };
 
 /// Scale, and the box in shares of the picture.

@@ -11,7 +11,7 @@ pub(super) const TARGET: Target = Target {
     name: "manifest",
     run,
     seeds: || vec![seed("images", 3), seed("clips", 2)],
-    rounds: 3000,
+    rounds: 6000,
 };
 
 fn seed(kind: &str, samples: u64) -> Vec<u8> {

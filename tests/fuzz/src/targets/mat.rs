@@ -21,7 +21,7 @@ pub(super) const TARGET: Target = Target {
         let with = |first: u8| [&[first], elements.as_slice()].concat();
         vec![with(0), with(1), with(2)]
     },
-    rounds: 3000,
+    rounds: 6000,
 };
 
 /// The first byte says how the rest lies in a file: as it is, the other way round, or compressed. A changed stream of

@@ -17,7 +17,7 @@ pub(super) const TARGET: Target = Target {
         ];
         [odd.to_vec(), files().pth.clone()].concat()
     },
-    rounds: 1500,
+    rounds: 3000,
 };
 
 fn run(input: &[u8]) {

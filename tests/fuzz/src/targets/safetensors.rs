@@ -12,7 +12,7 @@ pub(super) const TARGET: Target = Target {
     name: "safetensors",
     run,
     seeds: || files().safetensors.clone(),
-    rounds: 1500,
+    rounds: 3000,
 };
 
 fn run(input: &[u8]) {

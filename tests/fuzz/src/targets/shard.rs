@@ -24,7 +24,7 @@ pub(super) const TARGET: Target = Target {
             of(Kind::Images, 0),
         ]
     },
-    rounds: 3000,
+    rounds: 6000,
 };
 
 fn run(input: &[u8]) {

@@ -41,7 +41,7 @@ pub(super) const TARGET: Target = Target {
         }
         seeds
     },
-    rounds: 2500,
+    rounds: 5000,
 };
 
 fn run(input: &[u8]) {

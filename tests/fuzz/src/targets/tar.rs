@@ -20,7 +20,7 @@ pub(super) const TARGET: Target = Target {
         ]);
         vec![inner, outer, odd()]
     },
-    rounds: 1500,
+    rounds: 3000,
 };
 
 fn run(input: &[u8]) {

@@ -149,7 +149,7 @@ pub fn pth() -> Vec<File> {
         .filter(|&at| bytes[at..].starts_with(shape))
         .filter(|&at| {
             bytes[at..bytes.len().min(at + 24)]
-                .windows(6)
+                .windows(strides.len())
                 .any(|w| w == strides)
         })
         .collect();

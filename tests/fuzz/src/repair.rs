@@ -69,7 +69,7 @@ pub(crate) fn tar(bytes: &mut [u8]) {
         }
         header[148..156].fill(b' ');
         let sum: u32 = header.iter().map(|&byte| u32::from(byte)).sum();
-        header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        header[148..156].copy_from_slice(format!("{sum:07o}\0").as_bytes());
         let digits = header[124..136]
             .iter()
             .take_while(|byte| byte.is_ascii_digit());

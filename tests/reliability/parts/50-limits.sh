@@ -47,7 +47,7 @@ for clip in "$bombs"/videos/*; do
     name=$(basename "$clip")
     mkdir -p "$WORK/one/$name/class"
     cp "$clip" "$WORK/one/$name/class/"
-    try "clip $name that claims 10^9 frames" '[0-9]' convert kinetics "$WORK/one/$name" "$WORK/set-$name" --max-bad 100%
+    try "clip $name that claims 10^9 frames" 'not a readable video' convert kinetics "$WORK/one/$name" "$WORK/set-$name" --max-bad 100%
 done
 for archive in "$bombs"/tars/*; do
     name=$(basename "$archive")
@@ -59,11 +59,11 @@ printf '[data]\npath = "nowhere"\n' >"$WORK/train.toml"
 while read -r setting words; do
     try "configuration $setting" "$words" train "$WORK/train.toml" --out "$WORK/run" --set "$setting"
 done <<'SETTINGS'
-data.batch_size=1000000000000 data.batch_size is 1000000000000, expected at most
-data.size=1000000 data.size is 1000000, expected 1 to 4096
-data.threads=1000000000 data.threads is 1000000000, expected at most 1024
-data.io_threads=1000000000 data.io_threads is 1000000000, expected at most 1024
-data.prefetch_batches=1000000000 data.prefetch_batches is 1000000000, expected at most 1024
+data.batch_size=1000000000000 data.batch_size = 1000000000000: expected at most
+data.size=1000000 model.img_size is 1000000, expected 1 to 8192
+data.threads=1000000000 data.threads = 1000000000: expected at most 1024
+data.io_threads=1000000000 data.io_threads = 1000000000: expected at most 1024
+data.prefetch_batches=1000000000 data.prefetch_batches = 1000000000: expected at most 1024
 model.embed_dim=1000000000 model.embed_dim is 1000000000, expected
 model.depth=1000000000 model.depth is 1000000000, expected 1 to 512
 model.decoder_depth=1000000000 model.decoder_depth is 1000000000, expected 1 to 512

@@ -20,7 +20,7 @@ pub(super) const TARGET: Target = Target {
             "paper = \"cropmae\"\n[data]\npath = \"set\"\nbatch_size = 64\nmax_bad = \"2%\"\n[model]\nkind = \"mae\"\nembed_dim = 64\n\0data.views=single\0optim.betas=[0.9, 0.999]",
             include_str!("../../../../configs/compare/laptop.toml"),
             include_str!("../../../../configs/train/cropmae_vits16_k400.toml"),
-            "10..200\0001%\0003/8\0full",
+            "10..200\x001%\x003/8\x00full",
             &made(serde_json::to_string(&options.0)),
             &made(serde_json::to_string(&options.1)),
         ];

@@ -18,7 +18,7 @@ pub(super) const TARGET: Target = Target {
             ("n01.tar", &inner),
             (&long, b"long"),
         ]);
-        vec![inner, outer, odd()]
+        vec![inner, outer, odd(), extended()]
     },
     rounds: 3000,
 };
@@ -49,28 +49,38 @@ fn archive(files: &[(&str, &[u8])]) -> Vec<u8> {
     made(builder.into_inner())
 }
 
-/// Members that are no files, and names that lead out.
+/// Members that are no files, and names that lead out, beside one picture.
 pub(crate) fn odd() -> Vec<u8> {
+    members(&[
+        (EntryType::Regular, "../../x.JPEG", b""),
+        (EntryType::Regular, "/y.JPEG", b""),
+        (EntryType::Symlink, "a/link.JPEG", b""),
+        (EntryType::Link, "a/hard.JPEG", b""),
+        (EntryType::Fifo, "a/fifo.JPEG", b""),
+        (EntryType::Regular, "a/good.JPEG", b""),
+    ])
+}
+
+/// Members that say more of the next one, or of themselves.
+fn extended() -> Vec<u8> {
+    members(&[
+        (EntryType::XHeader, "pax", b"9 size=3\n"),
+        (EntryType::Regular, "a/x.JPEG", b"123"),
+        (EntryType::GNULongName, "long", b"a/long.JPEG\0"),
+        (EntryType::Regular, "a/short.JPEG", b"1"),
+        (EntryType::GNUSparse, "a/sparse.JPEG", b""),
+    ])
+}
+
+fn members(members: &[(EntryType, &str, &[u8])]) -> Vec<u8> {
     let mut builder = Builder::new(Vec::new());
-    let kinds = [
-        (EntryType::Regular, "../../x.JPEG"),
-        (EntryType::Symlink, "a/link.JPEG"),
-        (EntryType::Link, "a/hard.JPEG"),
-        (EntryType::GNUSparse, "a/sparse.JPEG"),
-        (EntryType::XHeader, "a/pax"),
-        (EntryType::Regular, "a/good.JPEG"),
-    ];
-    for (kind, name) in kinds {
+    for (kind, name, contents) in members {
         let mut header = Header::new_gnu();
         header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
-        header.set_entry_type(kind);
-        let contents: &[u8] = match kind {
-            EntryType::XHeader => b"22 size=3\n",
-            _ => b"",
-        };
+        header.set_entry_type(*kind);
         header.set_size(contents.len() as u64);
         header.set_cksum();
-        made(builder.append(&header, contents));
+        made(builder.append(&header, *contents));
     }
     made(builder.into_inner())
 }

@@ -1,5 +1,5 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
-.PHONY: demo test lint setup setup-tests interop reliability clean
+.PHONY: demo test lint setup setup-tests interop reliability fuzz clean
 
 CARGO ?= cargo
 # What `make test` and `make lint` build with: ranks over MPI are tested too.
@@ -23,6 +23,12 @@ interop: setup
 # Kills, faults, damaged and hostile files, long runs: what docs/reliability.md has figures of. PARTS="kills fuzz" for some of it.
 reliability: setup
 	tests/reliability/run.sh $(PARTS)
+
+# Every parser under libFuzzer, with the address sanitizer: needs a nightly toolchain and `cargo install cargo-fuzz`.
+FUZZ_SECONDS ?= 1200
+FUZZ_TARGETS ?= shard group foreign manifest jpeg still pth safetensors mat tar config
+fuzz: setup
+	tests/fuzz/run.sh $(FUZZ_SECONDS) $(FUZZ_TARGETS)
 
 lint: setup
 	$(CARGO) fmt --all --check

@@ -26,7 +26,7 @@ pub struct DataConfig {
     /// Several sets that are mixed, in place of `path`, `split` and `select`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub sources: Vec<SourceConfig>,
-    /// Pairs per micro-batch, over all ranks (papers: 2048).
+    /// Pairs per micro-batch, over all ranks (papers: 2048); at most 64 GiB of views.
     pub batch_size: usize,
     /// Order of the samples; absent: `full` for local sets, `blocks` for remote ones and for Parquet files of others.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -607,6 +607,18 @@ impl DataConfig {
             self.size,
             "1 to 4096 px",
         )?;
+        let size = u64::from(self.size);
+        let batch_bytes = (self.batch_size as u64).saturating_mul(MAX_VIEWS * 3 * size * size);
+        check(
+            batch_bytes <= MAX_BATCH_BYTES,
+            "data.batch_size",
+            self.batch_size,
+            format!(
+                "at most {} with views of data.size = {size} px, which are 64 GiB; optim.accum_steps makes larger steps of \
+                 smaller batches",
+                MAX_BATCH_BYTES / (MAX_VIEWS * 3 * size * size)
+            ),
+        )?;
         let above = format!(
             "more than data.min_gap = {}, being excluded itself",
             self.min_gap
@@ -667,6 +679,12 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 
 /// Largest side of a view; beyond it a batch does not fit any memory.
 const MAX_SIZE_PX: u32 = 4096;
+
+/// Views of a sample, at most.
+const MAX_VIEWS: u64 = 2;
+
+/// Largest batch, over all ranks: a hundred times the papers' 2048 pairs.
+const MAX_BATCH_BYTES: u64 = 64 << 30;
 
 /// Most threads of a kind, and most batches in the making: more than any machine can use, and a sign of a slip.
 const MAX_WORKERS: usize = 1024;
@@ -749,8 +767,12 @@ mod tests {
     #[test]
     fn refuses_what_cannot_be_trained_on() {
         type Spoil = fn(&mut DataConfig);
-        let cases: [(&str, Spoil); 16] = [
+        let cases: [(&str, Spoil); 18] = [
             ("data.batch_size", |c| c.batch_size = 0),
+            ("data.batch_size", |c| c.batch_size = 1_000_000_000_000),
+            ("data.batch_size", |c| {
+                (c.batch_size, c.size) = (1 << 20, 4096);
+            }),
             ("data.prefetch_batches", |c| c.prefetch_batches = 0),
             ("data.repeated_sampling", |c| c.repeated_sampling = 0),
             ("data.window_groups", |c| c.window_groups = 0),

@@ -10,6 +10,7 @@ pub(crate) use differences::flat;
 pub use differences::{Differences, differences};
 pub use paper::Paper;
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use pipeline::config::{DataConfig, ViewsKind};
@@ -468,6 +469,9 @@ pub(crate) fn expect(holds: bool, message: impl FnOnce() -> String) -> Result<()
 /// Files that may stand behind one another through `extends`.
 const MAX_EXTENDS: usize = 8;
 
+/// Most bytes of a configuration file. The longest here have some thousand; a device would never end.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
 pub(crate) fn parse(text: &str) -> Result<toml::Table> {
     toml::from_str(text).map_err(|error| Error::ConfigSyntax(place_of(text, &error)))
 }
@@ -493,7 +497,14 @@ pub(crate) fn in_file(path: &Path, error: Error) -> Error {
 
 /// What a file says, unchecked.
 pub(crate) fn read_table(path: &Path) -> Result<toml::Table> {
-    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    let mut text = String::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text))
+        .map_err(Error::io(path))?;
+    if text.len() as u64 > MAX_FILE_BYTES {
+        let problem = format!("more than {MAX_FILE_BYTES} bytes, expected a configuration");
+        return Err(in_file(path, Error::ConfigSyntax(problem)));
+    }
     parse(&text).map_err(|error| in_file(path, error))
 }
 
@@ -588,6 +599,10 @@ mod tests {
         for (path, named) in [
             (circle, "extends more than 8 files"),
             (write("number.toml", "extends = 3\n"), "extends is 3"),
+            (
+                write("device.toml", "extends = \"/dev/zero\"\n"),
+                "/dev/zero: more than 1048576 bytes",
+            ),
             (
                 write("gone.toml", "extends = \"nowhere.toml\"\n"),
                 "nowhere.toml",

@@ -2,12 +2,9 @@
 
 use turbojpeg::{Compressor, Image, PixelFormat, Subsamp};
 
-use super::turbo::{Decompressor, Ending, Header, Layout, Opened};
-use super::{CodecError, CropBox, PicturePart, Rgb8Image, check_size};
-
-/// Most scans that a progressive file may have. Encoders write about ten; a hostile file of a few kilobytes can ask for
-/// hours of work with thousands.
-const MAX_SCANS: i32 = 500;
+use super::turbo::{Decompressor, Ending, Layout, Opened};
+use super::work::{Grant, max_scans};
+use super::{CodecError, CropBox, PicturePart, Rgb8Image};
 
 /// Decodes JPEG to RGB, pixel for pixel as Pillow does with libjpeg-turbo: accurate DCT, smooth chroma upsampling.
 ///
@@ -27,7 +24,7 @@ impl JpegDecoder {
     ///
     /// # Errors
     /// [`CodecError::Truncated`] if the data ends before the picture does (libjpeg-turbo would fill the rest with grey),
-    /// [`CodecError::Corrupt`] where it gives up, [`CodecError::TooLarge`]. Defects that it can work around, such as
+    /// [`CodecError::Corrupt`] where it gives up, [`CodecError::TooLarge`], [`CodecError::Bomb`]. Defects that it can work around, such as
     /// stray bytes between segments, are no error, as in Pillow.
     pub fn decode(&mut self, bytes: &[u8]) -> Result<Rgb8Image, CodecError> {
         let mut image = Rgb8Image::default();
@@ -177,12 +174,16 @@ impl Columns {
 }
 
 fn open(bytes: &[u8]) -> Result<Opened<'_>, CodecError> {
-    let turbo = Decompressor::new(MAX_SCANS)
+    let grant = Grant::of(bytes.len());
+    let mut turbo = Decompressor::new()
         .map_err(library)?
         .open(bytes)
         .map_err(|reason| failure(bytes, reason))?;
-    let Header { width, height, .. } = *turbo.header();
-    check_size(width.into(), height.into())?;
+    let header = *turbo.header();
+    grant.check(header.width, header.height, header.pixel_bytes())?;
+    turbo
+        .limit(max_scans(header.width, header.height), grant.memory_bytes())
+        .map_err(library)?;
     Ok(turbo)
 }
 

@@ -7,23 +7,26 @@
 use std::io::{Cursor, ErrorKind};
 
 use image::error::ImageError;
-use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
+use image::{ColorType, DynamicImage, ImageDecoder, ImageReader, Limits};
 
-use super::{CodecError, ImageFormat, MAX_PIXELS, Rgb8Image, check_size};
-
-/// Most memory that a decoder may take: the largest picture at 16-bit RGBA.
-const MAX_ALLOC_BYTES: u64 = MAX_PIXELS * 8;
+use super::work::Grant;
+use super::{CodecError, ImageFormat, Rgb8Image};
 
 /// Decodes a picture of the given format; `bytes` carry its signature.
 pub(super) fn decode(bytes: &[u8], format: ImageFormat) -> Result<Rgb8Image, CodecError> {
     let explain = |error| explain(error, format);
     let mut reader = ImageReader::with_format(Cursor::new(bytes), in_crate(format)?);
     let mut limits = Limits::no_limits();
-    limits.max_alloc = Some(MAX_ALLOC_BYTES);
+    let grant = Grant::of(bytes.len());
+    limits.max_alloc = Some(match format {
+        // Its decoder takes as much again for the strip at work.
+        ImageFormat::Tiff => grant.memory_bytes() / 2,
+        _ => grant.memory_bytes(),
+    });
     reader.limits(limits);
     let decoder = reader.into_decoder().map_err(explain)?;
     let (width, height) = decoder.dimensions();
-    check_size(width.into(), height.into())?;
+    grant.check(width, height, pixel_bytes(decoder.color_type(), format))?;
     let stored = decoder.original_color_type();
     // The colour type in a PNG's first chunk, 0 for grey: the decoder turns a transparent value into an alpha channel.
     let is_grey = format == ImageFormat::Png && bytes.get(25) == Some(&0);
@@ -45,8 +48,22 @@ pub(super) fn size(bytes: &[u8], format: ImageFormat) -> Result<(u32, u32), Code
     let (width, height) = reader
         .into_dimensions()
         .map_err(|error| explain(error, format))?;
-    check_size(width.into(), height.into())?;
+    Grant::of(bytes.len()).check(width, height, 3)?;
     Ok((width, height))
+}
+
+/// Bytes of memory for each pixel: as the decoder gives it, what it keeps meanwhile, and as RGB where that is something
+/// else.
+fn pixel_bytes(stored: ColorType, format: ImageFormat) -> u64 {
+    let given = u64::from(stored.bytes_per_pixel());
+    let kept = match format {
+        // What a frame is drawn on, and brightness and colours before they are one picture.
+        ImageFormat::Gif | ImageFormat::WebP => 4,
+        ImageFormat::Tiff => given,
+        ImageFormat::Png | ImageFormat::Bmp | ImageFormat::Jpeg => 0,
+    };
+    let converted = if stored == ColorType::Rgb8 { 0 } else { 3 };
+    given + kept + converted
 }
 
 /// Pillow's `convert("RGB")` of what it would have opened: alpha dropped; 16-bit colour cut to its high byte; 16-bit

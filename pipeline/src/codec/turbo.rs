@@ -9,6 +9,7 @@ use std::ffi::CStr;
 use turbojpeg::raw;
 
 use super::CropBox;
+use super::work::MAX_SCANS;
 
 /// What libjpeg-turbo calls the pixel layouts we ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +42,17 @@ pub(super) struct Header {
     pub mcu_width: Option<u32>,
 }
 
+impl Header {
+    /// Bytes of memory for each pixel of the whole picture: what comes out, and what the library keeps meanwhile.
+    pub fn pixel_bytes(&self) -> u64 {
+        let channels = if self.is_cmyk { 4 } else { 3 };
+        let ink = if self.is_cmyk { 4 } else { 0 };
+        // A progressive picture's coefficients, of 16 bits each, are kept from scan to scan.
+        let kept = if self.is_progressive { 2 * channels } else { 0 };
+        3 + ink + kept
+    }
+}
+
 /// A TurboJPEG decompressor for one picture.
 ///
 /// libjpeg keeps quantisation and Huffman tables from one picture to the next, so a damaged file without tables would
@@ -49,15 +61,15 @@ pub(super) struct Header {
 pub(super) struct Decompressor(raw::tjhandle);
 
 impl Decompressor {
-    /// `max_scans` bounds the work that a small progressive file can ask for.
-    pub fn new(max_scans: i32) -> Result<Decompressor, String> {
+    /// A handle that has read nothing.
+    pub fn new() -> Result<Decompressor, String> {
         // SAFETY: tj3Init takes a plain number and returns a handle or null.
         let handle = unsafe { raw::tj3Init(raw::TJINIT_TJINIT_DECOMPRESS as libc::c_int) };
         let this = Decompressor(handle);
         if handle.is_null() {
             return Err(this.message());
         }
-        this.set(raw::TJPARAM_TJPARAM_SCANLIMIT, max_scans)?;
+        this.set(raw::TJPARAM_TJPARAM_SCANLIMIT, MAX_SCANS as libc::c_int)?;
         this.set(raw::TJPARAM_TJPARAM_SAVEMARKERS, 0)?; // colour profiles are not wanted
         Ok(this)
     }
@@ -150,6 +162,18 @@ pub(super) struct Opened<'a> {
 impl Opened<'_> {
     pub fn header(&self) -> &Header {
         &self.header
+    }
+
+    /// Bounds the work that a small file can ask for: scans, and what the library keeps between them.
+    pub fn limit(&mut self, max_scans: u64, memory_bytes: u64) -> Result<(), String> {
+        let number = |n: u64| libc::c_int::try_from(n).unwrap_or(libc::c_int::MAX);
+        let mebibytes = memory_bytes.div_ceil(1 << 20);
+        let (scans, memory) = (
+            raw::TJPARAM_TJPARAM_SCANLIMIT,
+            raw::TJPARAM_TJPARAM_MAXMEMORY,
+        );
+        self.turbo.set(scans, number(max_scans))?;
+        self.turbo.set(memory, number(mebibytes))
     }
 
     /// Decodes the whole picture into `pixels`, which must be exactly as long as its pixels.

@@ -60,4 +60,4 @@ pub use options::{Check, CommonOptions, FrameRange, ImagenetOptions, KineticsOpt
 pub use part::Part;
 pub use progress::{Progress, ProgressEvent};
 pub use report::{ConvertReport, Damaged, Skipped, SplitReport};
-pub use run::{imagenet, images, kinetics};
+pub use run::{Survey, imagenet, images, kinetics, survey};

@@ -15,6 +15,9 @@ use crate::config::MaxBad;
 
 const MIB: u64 = 1 << 20;
 
+/// More threads than any machine can use, and a sign of a slip.
+const MAX_WORKERS: usize = 1024;
+
 /// Options of [`imagenet`](super::imagenet).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -92,7 +95,7 @@ impl Default for KineticsOptions {
 pub struct CommonOptions {
     /// Name of the split that is made: `train`, `val`.
     pub split: String,
-    /// Threads that decode; 0 takes one for each core. Has no effect on the result.
+    /// Threads that decode, at most 1024; 0 takes one for each core. Has no effect on the result.
     pub workers: usize,
     /// Size of a shard to aim at, in bytes.
     pub shard_bytes: u64,
@@ -230,6 +233,10 @@ impl CommonOptions {
                 self.split.clone(),
                 "letters, digits, '_' and '.', not '.' first",
             );
+        }
+        if self.workers > MAX_WORKERS {
+            let expected = "at most 1024 threads";
+            return wrong("workers", self.workers.to_string(), expected);
         }
         if self.shard_bytes == 0 {
             return wrong("shard_bytes", "0".into(), "at least 1");

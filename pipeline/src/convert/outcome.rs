@@ -83,7 +83,7 @@ pub(crate) fn fault(error: &CodecError) -> Option<&'static str> {
         CodecError::Truncated { .. } => Some("truncated"),
         CodecError::Corrupt { .. } => Some("corrupt"),
         CodecError::Unsupported { .. } => Some("unsupported"),
-        CodecError::TooLarge { .. } => Some("too large"),
+        CodecError::TooLarge { .. } | CodecError::Bomb { .. } => Some("too large"),
         CodecError::Encode { .. } => Some("cannot be encoded"),
         CodecError::NotAVideo { .. } => Some("not a video"),
         CodecError::NoVideoStream { .. } => Some("no video stream"),

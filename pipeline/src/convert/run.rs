@@ -57,6 +57,46 @@ pub fn imagenet(
     pictures(src, &listing, dst, options, progress, stop, start)
 }
 
+/// What [`imagenet`] would convert: nothing is decoded, and nothing written.
+///
+/// # Errors
+/// As [`imagenet`], as far as the listing goes.
+pub fn survey(src: &Path, options: &ImagenetOptions) -> Result<Survey> {
+    options.validate()?;
+    Ok(Survey(imagenet_source::list(src, options)?))
+}
+
+/// The pictures of a source, sorted by name.
+#[derive(Debug)]
+pub struct Survey(Listing);
+
+impl Survey {
+    /// How many there are, broken ones counted.
+    pub fn n_items(&self) -> usize {
+        self.0.items.len()
+    }
+
+    /// Name of an item, without its ending; `None` beyond the last.
+    pub fn name(&self, number: usize) -> Option<&str> {
+        Some(&self.0.items.get(number)?.key)
+    }
+
+    /// Bytes of an item.
+    ///
+    /// # Errors
+    /// [`Error::Read`] if it is broken or the system fails, [`Error::Changed`], [`Error::Internal`] beyond the last.
+    pub fn read(&self, number: usize) -> Result<Vec<u8>> {
+        let item = self.0.items.get(number);
+        let item = item.ok_or_else(|| Error::Internal(format!("no item {number}")))?;
+        self.0.read(item)
+    }
+
+    /// What is left out, and why.
+    pub fn notes(&self) -> &[String] {
+        &self.0.notes
+    }
+}
+
 /// Makes an image set of Parquet files that others wrote, such as those of the Hugging Face hub.
 ///
 /// * `src`: a `.parquet` file, a folder of them, or the address of either (`hf://datasets/OWNER/NAME`); of a folder those

@@ -12,6 +12,7 @@ use parquet::file::metadata::{ColumnChunkMetaData, RowGroupMetaData};
 use parquet::file::reader::{ChunkReader, Length};
 use parquet::file::serialized_reader::SerializedPageReader;
 
+use super::pages;
 use crate::error::{Malformed, malformed};
 
 type Result<T> = std::result::Result<T, Malformed>;
@@ -56,6 +57,11 @@ impl Chunks<'_> {
 
     fn open(&self, leaf: usize) -> Result<(ColumnReader, i16)> {
         let chunk = self.group.column(leaf);
+        let (start, len) = chunk.byte_range();
+        let bytes = self.bytes.get_bytes(start, len as usize);
+        let bytes = bytes.map_err(|e| malformed!("{e}"))?;
+        let codec = chunk.compression_codec();
+        pages::check(&bytes, codec, chunk.num_values())?;
         let reader = reader(chunk, &self.bytes, self.n_rows()).map_err(|e| malformed!("{e}"))?;
         Ok((reader, chunk.column_descr().max_def_level()))
     }

@@ -18,6 +18,12 @@ use crate::writer::MAX_ROW_GROUP_BYTES;
 /// What the first read of a file's tail takes.
 const TAIL_BYTES: u64 = 256 << 10;
 
+/// A row group may have this many rows, however few bytes: rows without a picture take hardly any.
+const FREE_ROWS: u64 = 1 << 20;
+
+/// And one more for every so many bytes: before each picture lies its length.
+const BYTES_PER_ROW: u64 = 4;
+
 /// Names that columns of pictures have, the likeliest first.
 const PICTURE_NAMES: [&str; 7] = ["image", "img", "jpg", "jpeg", "png", "webp", "picture"];
 
@@ -30,6 +36,8 @@ const KEY_NAMES: [&str; 6] = ["key", "__key__", "id", "image_id", "file_name", "
 #[derive(Debug)]
 pub(super) struct File {
     pub(super) path: String,
+    /// Of the whole file.
+    bytes: u64,
     pub(super) metadata: ParquetMetaData,
     pub(super) columns: Columns,
 }
@@ -56,6 +64,7 @@ impl File {
         let columns = columns(leaves.iter().map(AsRef::as_ref)).map_err(in_file)?;
         Ok(File {
             path: path.to_owned(),
+            bytes,
             metadata,
             columns,
         })
@@ -65,22 +74,32 @@ impl File {
         self.key_values().any(|pair| pair.key == META_FORMAT)
     }
 
-    pub(super) fn checked_rows(&self, group: &RowGroupMetaData) -> Result<u64> {
+    /// Rows of a group, and the bytes that its columns take.
+    pub(super) fn checked_size(&self, group: &RowGroupMetaData) -> Result<(u64, u64)> {
+        let ranges = self.ranges(group, &self.columns.leaves())?;
+        let stored: u64 = ranges.iter().map(|range| range.end - range.start).sum();
         let n_rows = u64::try_from(group.num_rows()).ok();
         let bytes = u64::try_from(group.total_byte_size()).ok();
-        match n_rows.zip(bytes) {
-            Some((n_rows, bytes))
-                if n_rows <= u64::from(u32::MAX) && bytes <= MAX_ROW_GROUP_BYTES =>
-            {
-                Ok(n_rows)
-            }
-            _ => Err(malformed!(
-                "a row group of {} rows and {} bytes, expected less than 4 GiB",
-                group.num_rows(),
-                group.total_byte_size()
+        let (n_rows, _) = n_rows
+            .zip(bytes)
+            .filter(|&(_, bytes)| bytes <= MAX_ROW_GROUP_BYTES)
+            .ok_or_else(|| {
+                malformed!(
+                    "a row group of {} rows and {} bytes, expected less than 4 GiB",
+                    group.num_rows(),
+                    group.total_byte_size()
+                )
+                .in_shard(&self.path)
+            })?;
+        let most = FREE_ROWS + stored / BYTES_PER_ROW;
+        if n_rows > most {
+            return Err(malformed!(
+                "a row group of {n_rows} rows, expected at most {most}: {FREE_ROWS}, and one for every \
+                 {BYTES_PER_ROW} of its {stored} bytes; written in smaller row groups it can be read"
             )
-            .in_shard(&self.path)),
+            .in_shard(&self.path));
         }
+        Ok((n_rows, stored))
     }
 
     fn key_values(&self) -> impl Iterator<Item = &KeyValue> {
@@ -113,10 +132,32 @@ impl File {
     }
 
     /// Where some columns of a row group lie.
-    pub(super) fn ranges(group: &RowGroupMetaData, leaves: &[usize]) -> Vec<Range<u64>> {
+    ///
+    /// # Errors
+    /// [`Error::Shard`](crate::Error::Shard) for places that are not in the file.
+    pub(super) fn ranges(
+        &self,
+        group: &RowGroupMetaData,
+        leaves: &[usize],
+    ) -> Result<Vec<Range<u64>>> {
         let range = |&leaf: &usize| {
-            let (start, len) = group.column(leaf).byte_range();
-            start..start.saturating_add(len)
+            let column = group.column(leaf);
+            let start = column
+                .dictionary_page_offset()
+                .unwrap_or_else(|| column.data_page_offset());
+            let len = column.compressed_size();
+            let places = u64::try_from(start).ok().zip(u64::try_from(len).ok());
+            places
+                .and_then(|(start, len)| Some(start..start.checked_add(len)?))
+                .filter(|range| range.end <= self.bytes)
+                .ok_or_else(|| {
+                    malformed!(
+                        "column {} of {len} bytes at {start} in a file of {}",
+                        self.column_name(leaf),
+                        self.bytes
+                    )
+                    .in_shard(&self.path)
+                })
         };
         leaves.iter().map(range).collect()
     }

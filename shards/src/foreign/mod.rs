@@ -1,11 +1,13 @@
 //! Parquet files that others wrote, such as the image sets of the Hugging Face hub: any size of row group, any
 //! compression, no offset index. A row group is the least that can be read of their pictures.
 //!
-//! `file` knows a footer and its columns, `decode` makes values of column chunks.
+//! `file` knows a footer and its columns, `decode` makes values of column chunks, `pages` says first what they become.
 
 mod decode;
 mod file;
+mod pages;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -75,7 +77,7 @@ pub struct ForeignRows {
     file: String,
     first_row: u64,
     labels: Vec<Option<i64>>,
-    keys: Vec<Option<String>>,
+    keys: Vec<Option<Arc<str>>>,
 }
 
 /// The rows of a row group that was read, with their pictures.
@@ -164,7 +166,7 @@ impl ForeignSet {
         for (at, file) in files.iter().enumerate() {
             let mut first_row = 0;
             for (number, group) in file.metadata.row_groups().iter().enumerate() {
-                let n_rows = file.checked_rows(group)?;
+                let (n_rows, bytes) = file.checked_size(group)?;
                 let place = Place {
                     file: at,
                     number,
@@ -173,10 +175,7 @@ impl ForeignSet {
                         first_sample,
                         n_samples: n_rows,
                         n_rows,
-                        bytes: File::ranges(group, &file.columns.leaves())
-                            .iter()
-                            .map(|r| r.end - r.start)
-                            .sum(),
+                        bytes,
                     },
                 };
                 if n_rows > 0 {
@@ -334,13 +333,9 @@ impl ForeignSet {
         let columns = file.columns;
         let chunks = self.chunks(place, &columns.leaves())?;
         let decode = || -> std::result::Result<ForeignGroup, Malformed> {
-            let picture = |bytes: Option<ByteArray>| {
-                let bytes = bytes.filter(|bytes| !bytes.is_empty())?;
-                Some(Bytes::copy_from_slice(bytes.data()))
-            };
             let pictures = chunks.bytes(columns.picture)?;
             Ok(ForeignGroup {
-                pictures: pictures.into_iter().map(picture).collect(),
+                pictures: copies(&pictures, Bytes::copy_from_slice),
                 rows: rows(place, file, &chunks, columns.label, columns.key)?,
             })
         };
@@ -362,7 +357,7 @@ impl ForeignSet {
 
     fn chunks(&self, place: &Place, leaves: &[usize]) -> Result<Chunks<'_>> {
         let (file, group) = self.file_of(place);
-        let ranges = File::ranges(group, leaves);
+        let ranges = file.ranges(group, leaves)?;
         let chunks = self.store.read_ranges(&file.path, &ranges)?;
         let parts = ranges.into_iter().map(|range| range.start).zip(chunks);
         let bytes = Arc::new(Parts(parts.collect()));
@@ -374,6 +369,21 @@ impl ForeignSet {
     }
 }
 
+/// A copy of each value that is there and not empty. Rows that share a dictionary's entry share its copy: a copy for each
+/// row could take thousands of times the bytes that were read.
+fn copies<T: Clone>(values: &[Option<ByteArray>], copy: impl Fn(&[u8]) -> T) -> Vec<Option<T>> {
+    let mut known: HashMap<(*const u8, usize), T> = HashMap::new();
+    let value = |value: &Option<ByteArray>| {
+        let bytes = value.as_ref()?.data();
+        if bytes.is_empty() {
+            return None;
+        }
+        let place = (bytes.as_ptr(), bytes.len());
+        Some(known.entry(place).or_insert_with(|| copy(bytes)).clone())
+    };
+    values.iter().map(value).collect()
+}
+
 /// Labels and names of a row group, from the columns that were read.
 fn rows(
     place: &Place,
@@ -383,7 +393,7 @@ fn rows(
     key: Option<usize>,
 ) -> std::result::Result<ForeignRows, Malformed> {
     let n_rows = place.group.n_rows as usize;
-    let text = |bytes: Option<ByteArray>| Some(String::from_utf8_lossy(bytes?.data()).into());
+    let text = |bytes: &[u8]| Arc::from(String::from_utf8_lossy(bytes));
     let labels = label.map(|leaf| chunks.integers(leaf)).transpose()?;
     let keys = key.map(|leaf| chunks.bytes(leaf)).transpose()?;
     Ok(ForeignRows {
@@ -391,7 +401,7 @@ fn rows(
         first_row: place.first_row,
         labels: labels.unwrap_or_else(|| vec![None; n_rows]),
         keys: match keys {
-            Some(keys) => keys.into_iter().map(text).collect(),
+            Some(keys) => copies(&keys, text),
             None => vec![None; n_rows],
         },
     })

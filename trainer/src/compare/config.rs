@@ -250,7 +250,8 @@ impl Budget {
 
     /// Sets the length of a run; hours leave it to [`Budget::steps_in_time`].
     fn apply(self, config: &mut TrainConfig) -> Result<()> {
-        let batch = config.effective_batch();
+        // Batches of 0 are refused where the run's configuration is checked, after this.
+        let batch = config.effective_batch().max(1);
         let optim = &mut config.optim;
         optim.max_steps = match self {
             Budget::Epochs(epochs) => {

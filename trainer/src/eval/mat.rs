@@ -27,7 +27,7 @@ const NUMERIC_CLASSES: std::ops::RangeInclusive<u32> = 6..=15;
 /// Flag of arrays with an imaginary part.
 const COMPLEX: u32 = 0x0800;
 /// Most bytes that a compressed element may become; joint positions are some thousand.
-const MAX_BYTES: u64 = 64 << 20;
+const MAX_BYTES: u64 = 8 << 20;
 
 /// The array called `name` in a file's bytes; a sentence if there is none or the file cannot be understood.
 ///

@@ -25,7 +25,7 @@ const MAX_CACHED_BYTES: usize = 512 << 20;
 /// A file may ask for this many times its own length of tensors (shared storages, expanded tensors), and no more.
 const MAX_GROWTH: u64 = 4;
 /// What a small file may ask for in any case.
-const MIN_BUDGET_BYTES: u64 = 256 << 20;
+const MIN_BUDGET_BYTES: u64 = 64 << 20;
 /// 0x1950a86a20f9469cfc6c, the first pickle of the format before PyTorch 1.6, as the pickle has it.
 const LEGACY_MAGIC: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];
 /// Depth of calls around a tensor (`_rebuild_parameter(_rebuild_from_type_v2(..))`) that is followed.

@@ -12,8 +12,11 @@ use crate::models::{EncoderPreset, ModelConfig, ModelKind};
 /// Beyond these a file is damaged or hostile, and building the model would ask for absurd memory.
 const MAX_WIDTH: usize = 1 << 14;
 const MAX_GRID: usize = 1 << 8;
-/// Of the width's square times the depth, for a decoder that is made anew; MAE's is a thirtieth of it.
-const MAX_NEW_VALUES: usize = 1 << 26;
+/// Of the width's square times the depth, for a decoder that is made anew: twice MAE's, with 12 to 16 times as many weights.
+const MAX_NEW_VALUES: usize = 1 << 22;
+
+/// Weights of a projector that is made anew: twice MoCo v3's.
+const MAX_NEW_PROJECTOR_VALUES: usize = 1 << 23;
 
 /// Width of a head in the encoders and the decoders of the papers.
 const HEAD_WIDTH: usize = 64;
@@ -147,7 +150,8 @@ pub(super) fn infer(
             .and_then(|n| n.checked_mul(sizes.decoder_depth));
         if sizes.decoder_embed_dim > MAX_WIDTH || values.is_none_or(|n| n > MAX_NEW_VALUES) {
             return Err(Error::Config(format!(
-                "a new decoder of width {} and depth {} is asked for, expected a smaller one",
+                "a new decoder of width {} and depth {} is asked for, expected at most {MAX_NEW_VALUES} for the width's \
+                 square times the depth",
                 sizes.decoder_embed_dim, sizes.decoder_depth
             )));
         }
@@ -318,10 +322,14 @@ fn projector(tensors: &Tensors, embed_dim: usize, config: &mut ModelConfig) -> R
     let contrastive = &mut config.contrastive;
     if !tensors.contains_key("projector.fc1.weight") {
         let (hidden, out) = (contrastive.projector_hidden_dim, contrastive.projector_dim);
-        return match hidden <= MAX_WIDTH && out <= MAX_WIDTH {
-            true => Ok(()),
-            false => Err(Error::Config(format!(
-                "a new projector of {hidden} and {out} is asked for, expected a smaller one"
+        let values = out
+            .checked_add(embed_dim)
+            .and_then(|n| n.checked_mul(hidden));
+        return match values {
+            Some(..=MAX_NEW_PROJECTOR_VALUES) => Ok(()),
+            _ => Err(Error::Config(format!(
+                "a new projector of {hidden} and {out} on a width of {embed_dim} is asked for, expected one of at most \
+                 {MAX_NEW_PROJECTOR_VALUES} weights"
             ))),
         };
     }

@@ -252,6 +252,13 @@ const MAX_WIDTH: usize = 16_384;
 /// Deeper than any published vision transformer.
 const MAX_DEPTH: usize = 512;
 
+/// Weights of a block, in units of the width's square: four of attention, eight of the MLP.
+const VALUES_OF_BLOCK: usize = 12;
+
+/// More weights than the largest encoder with a published masked pre-training has (EVA and ViT-G: 1.0 and 1.8 x 10^9). With
+/// AdamW each takes 16 bytes.
+const MAX_VALUES: usize = 1 << 32;
+
 /// Side of a view where neither the model nor the data says one.
 const DEFAULT_IMG_SIZE: usize = 224;
 
@@ -360,6 +367,19 @@ impl ModelConfig {
             expect(
                 (1..=most).contains(&size),
                 format!("model.{name} is {size}, expected 1 to {most}"),
+            )?;
+        }
+        for (part, width, depth) in [
+            ("", sizes.embed_dim, sizes.depth),
+            ("decoder_", sizes.decoder_embed_dim, sizes.decoder_depth),
+        ] {
+            let values = VALUES_OF_BLOCK * width * width * depth; // both are small by now
+            expect(
+                values <= MAX_VALUES,
+                format!(
+                    "model.{part}embed_dim is {width} and model.{part}depth {depth}, which make {values} weights, expected \
+                     at most {MAX_VALUES}"
+                ),
             )?;
         }
         let weight = self.reconstruction_weight;

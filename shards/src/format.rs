@@ -1,6 +1,6 @@
 //! Which version of its format a file is of.
 
-use serde::Deserialize;
+use serde_json::Value;
 
 /// A file of another format than the one that this program reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -33,14 +33,9 @@ impl OtherFormat {
     /// # Errors
     /// As [`OtherFormat::check`].
     pub fn check_json(text: &[u8], known: u32) -> Result<(), Self> {
-        #[derive(Deserialize)]
-        struct Versioned {
-            format: u64,
-        }
-        match serde_json::from_slice(text) {
-            Ok(Versioned { format }) => Self::check(format, known),
-            Err(_) => Ok(()),
-        }
+        let value: Value = serde_json::from_slice(text).unwrap_or_default();
+        let format = value.get("format").and_then(Value::as_u64);
+        format.map_or(Ok(()), |format| Self::check(format, known))
     }
 
     /// Whether a later version of this program can be expected to read the file.

@@ -112,8 +112,10 @@ pub fn make(
     stop: &Stop,
     out: &Output,
 ) -> Result<bool> {
-    if let Some(synthetic) = &config.synthetic {
-        made::data(synthetic, Stage::Shards, stop, out)?;
+    if let Some(synthetic) = &config.synthetic
+        && !made::data(synthetic, Stage::Shards, stop, out)?
+    {
+        return Ok(false);
     }
     let n_runs = config.runs()?.len();
     let mut bar: Option<TrainBar> = None;

@@ -56,15 +56,18 @@ pub fn run(args: Args, out: &Output) -> Result<ExitCode> {
     config.name = "demo".to_owned();
     let synthetic = config.synthetic.as_ref();
     let synthetic = synthetic.context("the demo's comparison makes its data")?;
-    made::data(synthetic, args.only.unwrap_or(Stage::Shards), &stop, out)?;
+    let dir = args.out.join("compare");
+    let complete = match args.only {
+        Some(last) => made::data(synthetic, last, &stop, out)?,
+        None => compare::make(&config, &dir, Which::All, &stop, out)?,
+    };
+    if !complete {
+        out.say("stopped; the same command goes on from here");
+        return Ok(ExitCode::FAILURE);
+    }
     let comparison = match args.only {
         Some(_) => None,
         None => {
-            let dir = args.out.join("compare");
-            if !compare::make(&config, &dir, Which::All, &stop, out)? {
-                out.say("stopped; the same command goes on from here");
-                return Ok(ExitCode::FAILURE);
-            }
             let report = Report::collect(std::slice::from_ref(&dir))?;
             report.write(&dir)?;
             Some((dir, report))

@@ -1,7 +1,9 @@
 //! Made data for the demo and for comparisons: pictures, clips and sequences with masks, and shards of the first two.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::path::Path;
+use std::thread::sleep;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
@@ -28,22 +30,47 @@ pub enum Stage {
     Shards,
 }
 
-/// Makes `raw` and `shards` in the data's folder; what is there is kept.
+/// Makes `raw` and `shards` in the data's folder; what is there is kept. Returns whether all is there: not if it was asked to
+/// stop before.
 ///
 /// # Errors
 /// What is there was made of other options; whatever writing and converting meet.
-pub fn data(synthetic: &Synthetic, last: Stage, stop: &Stop, out: &Output) -> Result<()> {
+pub fn data(synthetic: &Synthetic, last: Stage, stop: &Stop, out: &Output) -> Result<bool> {
     let dir = &synthetic.dir;
     fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
     let path = dir.join("lock");
     let lock = File::create(&path).with_context(|| format!("making {}", path.display()))?;
-    lock.lock()
-        .with_context(|| format!("locking {}", path.display()))?; // other parts wait until it is made
+    if !lock_unless_stopped(&lock, &path, stop, out)? {
+        return Ok(false);
+    }
     let raw_dir = dir.join("raw");
     raw(&raw_dir, synthetic, out)?;
     match last {
-        Stage::Raw => Ok(()),
+        Stage::Raw => Ok(true),
         Stage::Shards => shards(&raw_dir, &dir.join("shards"), stop, out),
+    }
+}
+
+/// Waits while another part makes the data; `false` if it was asked to stop meanwhile.
+fn lock_unless_stopped(lock: &File, path: &Path, stop: &Stop, out: &Output) -> Result<bool> {
+    let mut told = false;
+    loop {
+        match lock.try_lock() {
+            Ok(()) => return Ok(true),
+            Err(TryLockError::WouldBlock) if stop.is_requested() => return Ok(false),
+            Err(TryLockError::WouldBlock) => {}
+            Err(TryLockError::Error(error)) => {
+                return Err(error).with_context(|| format!("locking {}", path.display()));
+            }
+        }
+        if !told {
+            out.say(format!(
+                "waiting for another process that makes the data ({})",
+                path.display()
+            ));
+            told = true;
+        }
+        sleep(Duration::from_millis(200));
     }
 }
 
@@ -55,10 +82,11 @@ fn raw(dir: &Path, synthetic: &Synthetic, out: &Output) -> Result<()> {
     let options = serde_json::to_string_pretty(&[train, sequences])?;
     if dir.is_dir() {
         let path = dir.join(OPTIONS_FILE);
-        let found = fs::read_to_string(&path).unwrap_or_default();
+        let found = fs::read_to_string(&path)
+            .with_context(|| format!("what {} was made of: {}", dir.display(), path.display()))?;
         ensure!(
             found == options,
-            "{}: the data there was made of other options: remove {} or choose another folder",
+            "{}: the data there was made of other options: remove raw and shards in {} or choose another folder",
             path.display(),
             synthetic.dir.display()
         );
@@ -82,7 +110,7 @@ fn raw(dir: &Path, synthetic: &Synthetic, out: &Output) -> Result<()> {
 }
 
 /// Shards of the pictures and clips in `raw`, with a contact sheet of each set.
-fn shards(raw: &Path, shards: &Path, stop: &Stop, out: &Output) -> Result<()> {
+fn shards(raw: &Path, shards: &Path, stop: &Stop, out: &Output) -> Result<bool> {
     for source in SOURCES {
         let dst = shards.join(source);
         if dst.join("manifest.json").is_file() {
@@ -91,17 +119,19 @@ fn shards(raw: &Path, shards: &Path, stop: &Stop, out: &Output) -> Result<()> {
         let (src, dst_name) = (raw.join(source), dst.display().to_string());
         out.say(format!("converting {} to {dst_name}", src.display()));
         let bar = ConvertBar::new(out);
-        match source {
-            "images" => {
-                convert::imagenet(&src, &dst_name, &ImagenetOptions::default(), &bar, stop)?
-            }
-            _ => convert::kinetics(&src, &dst_name, &KineticsOptions::default(), &bar, stop)?,
+        let converted = match source {
+            "images" => convert::imagenet(&src, &dst_name, &ImagenetOptions::default(), &bar, stop),
+            _ => convert::kinetics(&src, &dst_name, &KineticsOptions::default(), &bar, stop),
         };
         bar.finish();
+        match converted {
+            Err(convert::Error::Stopped { .. }) => return Ok(false),
+            converted => converted?,
+        };
         sheet::write_png(
             &shards.join(format!("{source}.png")),
             &sheet::samples(&ShardSet::open(&dst_name, "train")?, 16, 128)?,
         )?;
     }
-    Ok(())
+    Ok(true)
 }

@@ -55,7 +55,9 @@ pub fn run(args: Args, out: &Output) -> Result<ExitCode> {
             dir.display()
         );
     }
+    let joining = out.watch_stalls(talk);
     let ranks = Ranks::join(World::from_env()?, &config.device)?;
+    drop(joining);
     let silent = Output::new(false, true);
     let whose = format!("rank {} of {}", ranks.rank(), ranks.size());
     // Rank 0 has a progress bar that says such things; the others have nothing else to say.

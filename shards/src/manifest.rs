@@ -12,8 +12,8 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 use crate::footer::MAGIC;
-use crate::hex::hex;
 use crate::format::OtherFormat;
+use crate::hex::hex;
 use crate::schema::{ClassName, FORMAT_VERSION, Kind};
 use crate::storage::{Store, Version, Written};
 use crate::writer::ShardCounts;

@@ -44,19 +44,23 @@ const BEGINNING: usize = 8;
 
 /// The ways in which a secret may be written.
 fn forms(secret: &str) -> Vec<Vec<u8>> {
-    let percent = |keep: &dyn Fn(u8) -> bool| -> String {
+    let percent = |keep: &dyn Fn(u8) -> bool, digits: &dyn Fn(u8) -> String| -> String {
         let byte = |byte: u8| match keep(byte) {
             true => char::from(byte).to_string(),
-            false => format!("%{byte:02X}"),
+            false => digits(byte),
         };
         secret.bytes().map(byte).collect()
     };
+    let (upper, lower) = (
+        |byte: u8| format!("%{byte:02X}"),
+        |byte: u8| format!("%{byte:02x}"),
+    );
     let unreserved = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
     let mut forms = vec![
         secret.to_owned(),
-        percent(&unreserved),
-        percent(&unreserved).to_lowercase(),
-        percent(&|_| false),
+        percent(&unreserved, &upper),
+        percent(&unreserved, &lower),
+        percent(&|_| false, &upper),
         secret.bytes().map(|byte| format!("{byte:02x}")).collect(),
     ];
     // Base64 of a text that the secret is a part of, wherever it begins there; the ends depend on the neighbours.

@@ -15,7 +15,10 @@ fn counted() -> BTreeMap<String, usize> {
         for entry in fs::read_dir(&folder).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
-                folders.push(path);
+                // What cargo builds of the crates outside of the workspace.
+                if !path.ends_with("target") {
+                    folders.push(path);
+                }
                 continue;
             }
             if path.extension().is_none_or(|extension| extension != "rs") {

@@ -105,7 +105,7 @@ pub enum Error {
     Unsaved {
         /// What happened first.
         data: Box<Error>,
-        /// The [`Error::Saving`].
+        /// Mostly an [`Error::Saving`]; an [`Error::NotFinite`] where the weights are not worth it.
         saving: Box<Error>,
     },
 

@@ -249,7 +249,9 @@ fn train_batches(
         let Some(log) = log else {
             return Ok(()); // rank 0 saves
         };
-        log.sync()?; // what was logged before a checkpoint is on the disk when the checkpoint is
+        // What was logged before a checkpoint is on the disk when the checkpoint is.
+        log.sync()
+            .map_err(|error| checkpoints.not_saved(done, error))?;
         let state = State::new(
             done,
             place,

@@ -45,10 +45,12 @@ pub(super) fn decode(bytes: &[u8], format: ImageFormat) -> Result<Rgb8Image, Cod
 /// Size of the picture, (width, height), from the header.
 pub(super) fn size(bytes: &[u8], format: ImageFormat) -> Result<(u32, u32), CodecError> {
     let reader = ImageReader::with_format(Cursor::new(bytes), in_crate(format)?);
-    let (width, height) = reader
-        .into_dimensions()
+    let decoder = reader
+        .into_decoder()
         .map_err(|error| explain(error, format))?;
-    Grant::of(bytes.len()).check(width, height, 3)?;
+    let (width, height) = decoder.dimensions();
+    let needed = pixel_bytes(decoder.color_type(), format);
+    Grant::of(bytes.len()).check(width, height, needed)?;
     Ok((width, height))
 }
 

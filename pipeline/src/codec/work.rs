@@ -84,9 +84,10 @@ impl Grant {
         }
     }
 
-    /// Most memory that a decoder may take: where the environment decides, enough for its pixels at 16-bit RGBA.
+    /// Most memory that a decoder may take: where the environment decides, enough for its pixels at 16-bit RGBA, for as much
+    /// again that is being worked on, and for half of both.
     pub(super) fn memory_bytes(&self) -> u64 {
-        let all = self.max_pixels.saturating_mul(8);
+        let all = self.max_pixels.saturating_mul(32);
         self.max_bytes.unwrap_or(all)
     }
 }

@@ -89,9 +89,9 @@ impl Address {
                 if host.is_empty() {
                     return Err(bad("expected a host"));
                 }
-                let port = host.rsplit_once(':').map_or("", |(_, port)| port);
-                let is_port = |c: char| c.is_ascii_digit() || c == ']';
-                if host.contains('@') || !port.chars().all(is_port) {
+                let after_name = host.rsplit_once(']').map_or(host, |(_, after)| after); // of IPv6
+                let port = after_name.rsplit_once(':').map_or("", |(_, port)| port);
+                if host.contains('@') || !port.chars().all(|c| c.is_ascii_digit()) {
                     return Err(bad("a name and password in an address end up in logs"));
                 }
                 if rest.contains(['?', '#']) {

@@ -13,9 +13,10 @@ bombs=$WORK/bombs
 ulimit -v 4194304
 failed=0
 
+may_succeed=no # what is left out of an archive, or of a clip, is no error
 row() { # what, words that it must say, exit code, what it said
     local verdict=ok measured="exit code $3"
-    if [ "$3" -gt 2 ] || ! grep -qE -- "$2" <<<"$4" || grep -qE 'panicked|memory allocation|out of memory' <<<"$4"; then
+    if [ "$3" -gt 2 ] || { [ "$3" -eq 0 ] && [ $may_succeed = no ]; } || ! grep -qE -- "$2" <<<"$4" || grep -qE 'panicked|memory allocation|out of memory' <<<"$4"; then
         verdict=FAILED failed=1
         printf '%s\n%s\n' "$1" "$4" >&2
     fi
@@ -43,6 +44,7 @@ done
 for file in "$bombs"/pth/*; do
     try "weights $(basename "$file")" 'more than 4 times' import "$file" "$WORK/imported"
 done
+may_succeed=yes
 for clip in "$bombs"/videos/*; do
     name=$(basename "$clip")
     mkdir -p "$WORK/one/$name/class"
@@ -54,6 +56,8 @@ for archive in "$bombs"/tars/*; do
     try "tar $name" 'leads out of it' convert imagenet "$archive" "$WORK/set-$name" --max-bad 100%
     try "tar $name" 'links in an archive' convert imagenet "$archive" "$WORK/set-again-$name" --max-bad 100%
 done
+
+may_succeed=no
 
 printf '[data]\npath = "nowhere"\n' >"$WORK/train.toml"
 while read -r setting words; do

@@ -23,10 +23,10 @@ workers() {
     done
 }
 
-# Shards by name and checksum, and the manifest but for the word that says why one clip was left out.
+# Shards by name and checksum, and the manifest but for the word that says why one clip was left out, and for its own checksum.
 sums() {
     (cd "$1" && sha256sum ./*.parquet &&
-        sed -E 's/"(crash|timeout|out of memory|nonsense|not a video)": 1/"left out": 1/' manifest.json | sha256sum)
+        sed -E -e '/^  "sha256": /d' -e 's/"(crash|timeout|out of memory|nonsense|not a video)": 1/"left out": 1/' manifest.json | sha256sum)
 }
 
 victim=victim_$$_$RANDOM

@@ -2,7 +2,15 @@
 # The ordered hand-over of a conversion in every order of its threads, by a model checker; see tests/loom.
 set -u
 cd "$(dirname "$0")/../../loom" || exit 1
-if ! cargo fetch --locked >&2; then
+if ! said=$(cargo fetch --locked 2>&1); then
+    echo "$said" >&2
+    case $said in
+    *'failed to download'* | *'failed to fetch'* | *'failed to query'* | *'offline'*) ;;
+    *)
+        echo '| threads in every order, by loom | see above | no fault | FAILED |'
+        exit 1
+        ;;
+    esac
     echo '| threads in every order, by loom | - | no fault | skipped: loom cannot be had |'
     exit 0
 fi

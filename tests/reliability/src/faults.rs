@@ -110,6 +110,9 @@ struct Count {
     n_survived: u64,
 }
 
+/// Stands for the jobs of a fault that none has met yet.
+const NO_JOB: &str = "";
+
 /// What came of all faults.
 #[derive(Debug, Default)]
 pub struct Tally(BTreeMap<(&'static str, &'static str), Count>);
@@ -125,7 +128,7 @@ impl Tally {
         let mut rows: BTreeMap<&str, (Vec<&str>, Count)> = BTreeMap::new();
         for (&(fault, job), count) in &self.0 {
             let (jobs, sum) = rows.entry(fault).or_default();
-            jobs.push(job);
+            jobs.extend((job != NO_JOB).then_some(job));
             sum.n += count.n;
             sum.n_survived += count.n_survived;
         }
@@ -216,6 +219,12 @@ impl<'a> Faults<'a> {
         jobs.push(self.toys.verify()?);
         let (mut tally, mut wrong) = (Tally::default(), Vec::new());
         let is_chosen = |job: &&Job| only.is_empty() || only.contains(&job.name);
+        if only.is_empty() {
+            let names = FAULTS.iter().map(|fault| fault.name);
+            for name in names.chain(JUMPS.map(|(name, _)| name)) {
+                tally.0.entry((name, NO_JOB)).or_default(); // a row that fails if it stays at that
+            }
+        }
         for job in jobs.iter().filter(is_chosen) {
             let (expected, n_calls) = self.undisturbed(job)?;
             for (fault, n_calls) in FAULTS.iter().zip(n_calls) {

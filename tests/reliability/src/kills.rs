@@ -67,6 +67,8 @@ enum Moment {
 /// What came of all chains of some jobs.
 #[derive(Debug, Default)]
 pub struct Tally {
+    /// All that were to be killed.
+    jobs: Vec<&'static str>,
     /// Kills by job, signal and what the job was at.
     hits: BTreeMap<(&'static str, Signal, &'static str), u64>,
     /// Signals that came after the end, which are not counted as kills.
@@ -97,7 +99,11 @@ impl Tally {
     /// Rows for the table of `make reliability`.
     pub fn rows(&self, wanted: u64) -> Vec<String> {
         let mut rows = Vec::new();
-        let mut by_job: BTreeMap<&str, BTreeMap<Signal, u64>> = BTreeMap::new();
+        let mut by_job: BTreeMap<&str, BTreeMap<Signal, u64>> = self
+            .jobs
+            .iter()
+            .map(|job| (*job, BTreeMap::new()))
+            .collect();
         let mut by_phase: BTreeMap<&str, u64> = BTreeMap::new();
         for (&(job, signal, phase), n) in &self.hits {
             *by_job.entry(job).or_default().entry(signal).or_default() += n;
@@ -118,7 +124,8 @@ impl Tally {
                 .iter()
                 .map(|(signal, n)| format!("{n} {}", signal.name()));
             let each = each.collect::<Vec<_>>().join(", ");
-            rows.push(row(&format!("kills of {job}"), &each, "at least one", true));
+            let hit = !signals.is_empty();
+            rows.push(row(&format!("kills of {job}"), &each, "at least one", hit));
         }
         let each = by_phase.iter().map(|(phase, n)| format!("{n} {phase}"));
         let each = each.collect::<Vec<_>>().join(", ");
@@ -169,7 +176,10 @@ impl Kills<'_> {
         let mut jobs = self.toys.jobs(&server, &self.work.join("inputs"), &cache)?;
         jobs.retain(|job| only.is_empty() || only.contains(&job.name));
         ensure!(!jobs.is_empty(), "no job is called {only:?}");
-        let mut tally = Tally::default();
+        let mut tally = Tally {
+            jobs: jobs.iter().map(|job| job.name).collect(),
+            ..Tally::default()
+        };
         let mut draw = Draw::new(self.seed);
         let mut subjects = Vec::new();
         for job in &jobs {

@@ -188,13 +188,18 @@ impl Checkpoints {
             .and_then(|dir| self.prune(keep, step).map(|()| dir));
         saved.map_err(|source| {
             let _ = remove(&temp); // else the next start does
-            let last = self.latest_dir().ok().flatten();
-            Error::Saving {
-                step,
-                last_checkpoint: name_of(last),
-                source: Box::new(source),
-            }
+            self.not_saved(step, source)
         })
+    }
+
+    /// The error of a checkpoint that could not be written because of `source`.
+    pub(crate) fn not_saved(&self, step: u64, source: Error) -> Error {
+        let last = self.latest_dir().ok().flatten();
+        Error::Saving {
+            step,
+            last_checkpoint: name_of(last),
+            source: Box::new(source),
+        }
     }
 
     /// Writes all files of a checkpoint into the new folder `dir`.

@@ -111,10 +111,10 @@ fn one(
         see(CompareEvent::Complete(spec));
         return Ok(true);
     }
+    see(CompareEvent::Begins(spec));
     let Some(train_config) = in_time(config, spec, dir, stop)? else {
         return Ok(false);
     };
-    see(CompareEvent::Begins(spec));
     let device = device::open(&train_config.device)?;
     let mut record = Record {
         format: RECORD_FORMAT,

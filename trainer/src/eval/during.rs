@@ -33,7 +33,7 @@ use crate::error::{Error, Result};
 use crate::exchange::ReadOptions;
 use crate::models::Pool;
 use crate::ops::Precision;
-use crate::train::{self, Lock, Progress, Summary, lock};
+use crate::train::{self, Lock, Progress, SUMMARY_FILE, Summary, lock};
 
 /// Neighbours whose vote counts along a run: DINO's best for small encoders; fewer where the split has fewer.
 const KNN_K: usize = 20;
@@ -330,7 +330,12 @@ pub fn train(
     let is_evaluated = config.eval.is_done(&scores(run_dir)?, total_steps);
     let said = ranks.from_first(Some(is_evaluated))?; // the others may have read before rank 0 wrote
     let complete = training.steps == total_steps && said.unwrap_or(is_evaluated);
-    training.stopped |= !complete; // in its last evaluation, perhaps
+    if !complete && !training.stopped {
+        training.stopped = true; // in its last evaluation
+        if ranks.is_first() {
+            training.write(&run_dir.join(SUMMARY_FILE))?;
+        }
+    }
     Ok(Evaluated { training, complete })
 }
 

@@ -112,7 +112,7 @@ impl DataCost {
 }
 
 impl Summary {
-    pub(super) fn write(&self, path: &Path) -> Result<()> {
+    pub(crate) fn write(&self, path: &Path) -> Result<()> {
         let text = serde_json::to_string_pretty(self).map_err(|source| Error::Json {
             path: path.into(),
             source,

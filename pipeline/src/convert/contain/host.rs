@@ -61,13 +61,13 @@ impl Host {
             None => Worker::start(containment, options, stop)?,
         };
         match worker.read_frames(path, containment.timeout, stop) {
-            Ok(read @ (_, Ending::Kept { .. } | Ending::Refused { .. })) => {
+            Ok(read) if !is_doubtful(&read.1, worker.n_clips) => {
                 worker.n_clips += 1;
                 self.worker = (worker.n_clips < CLIPS_A_WORKER).then_some(worker);
                 return Ok(read);
             }
             Err(Trouble::Stopped) => return Err(stopped()),
-            Ok((_, Ending::OutOfMemory | Ending::Failed { .. })) | Err(_) => drop(worker),
+            Ok(_) | Err(_) => drop(worker),
         }
         let mut alone = Worker::start(containment, options, stop)?;
         match alone.read_frames(path, containment.timeout, stop) {
@@ -78,6 +78,16 @@ impl Host {
             Err(Trouble::Stopped) => Err(stopped()),
             Err(trouble) => Ok((Vec::new(), alone.blame(&trouble, containment))),
         }
+    }
+}
+
+/// Whether a worker's word about a clip is to be asked for once more: one that earlier clips have used may lack memory where
+/// it finds damage.
+fn is_doubtful(ending: &Ending, n_clips_before: u32) -> bool {
+    match ending {
+        Ending::Kept { damage: None } => false,
+        Ending::Kept { damage: Some(_) } | Ending::Refused { .. } => n_clips_before > 0,
+        Ending::OutOfMemory | Ending::Failed { .. } => true,
     }
 }
 
@@ -236,7 +246,7 @@ impl Worker {
     fn receive(&mut self, timeout: Duration, stop: &Stop) -> Result<(Kind, Vec<u8>), Trouble> {
         let mut patient = Patient {
             stream: &self.stream,
-            until: Instant::now() + timeout,
+            until: Instant::now().checked_add(timeout),
             stop,
         };
         wire::receive(&mut patient).map_err(|error| match error.kind() {
@@ -309,7 +319,8 @@ impl Drop for Worker {
 /// Reads on through silences, until it takes too long or somebody asks to stop.
 struct Patient<'a> {
     stream: &'a UnixStream,
-    until: Instant,
+    /// `None` if that is further off than clocks go.
+    until: Option<Instant>,
     stop: &'a Stop,
 }
 
@@ -321,7 +332,7 @@ impl Read for Patient<'_> {
                 return Err(io::Error::other("stopped"));
             }
             // Also of a message that trickles in.
-            if Instant::now() >= self.until {
+            if self.until.is_some_and(|until| Instant::now() >= until) {
                 return Err(ErrorKind::TimedOut.into());
             }
             match read {

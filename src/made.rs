@@ -82,13 +82,18 @@ fn raw(dir: &Path, synthetic: &Synthetic, out: &Output) -> Result<()> {
     let options = serde_json::to_string_pretty(&[train, sequences])?;
     if dir.is_dir() {
         let path = dir.join(OPTIONS_FILE);
-        let found = fs::read_to_string(&path)
-            .with_context(|| format!("what {} was made of: {}", dir.display(), path.display()))?;
+        let remedy = format!(
+            "remove raw and shards in {} or choose another folder",
+            synthetic.dir.display()
+        );
+        let found = fs::read_to_string(&path).with_context(|| {
+            let path = path.display();
+            format!("{path} does not say what the data there was made of: {remedy}")
+        })?;
         ensure!(
             found == options,
-            "{}: the data there was made of other options: remove raw and shards in {} or choose another folder",
+            "{}: the data there was made of other options: {remedy}",
             path.display(),
-            synthetic.dir.display()
         );
         return Ok(());
     }

@@ -232,6 +232,11 @@ fn train_batches(
     let mut computing = Task::new("computing", |step| format!("step {step}"));
     let mut done = start;
     let mut stopping = ranks.any(stop.is_requested())?;
+    let is_milestone = |steps| plan.is_milestone(steps, config);
+    let keep = Keep {
+        last: config.run.keep_last,
+        is_milestone: &is_milestone,
+    };
     let save = |done,
                 place,
                 keys: &[String],
@@ -259,16 +264,14 @@ fn train_batches(
             config.to_toml()?,
             losses.to_bits(),
         );
-        let is_milestone = |steps| plan.is_milestone(steps, config);
-        let keep = Keep {
-            last: config.run.keep_last,
-            is_milestone: &is_milestone,
-        };
         progress(&Progress::Saved(
             &checkpoints.save(&params, optim, ema, state, keep)?,
         ));
         Ok(())
     };
+    if is_first && start > 0 {
+        checkpoints.settle(start, keep)?;
+    }
     let mut saved = start;
     let mut failed = None; // the data: the steps until then are saved first
     let mut bottleneck = None;

@@ -192,6 +192,16 @@ impl Checkpoints {
         })
     }
 
+    /// Ends what a process that died in [`Self::save`] left undone after the checkpoint of `step` had its name: `latest`
+    /// names that one, and what need not stay is removed. For resuming from it.
+    pub fn settle(&self, step: u64, keep: Keep) -> Result<()> {
+        let (name, latest) = (dir_name(step), self.root.join(LATEST_FILE));
+        if !fs::read_to_string(latest).is_ok_and(|named| named.trim() == name) {
+            self.point_latest_at(&name)?;
+        }
+        self.prune(keep, step)
+    }
+
     /// The error of a checkpoint that could not be written because of `source`.
     pub(crate) fn not_saved(&self, step: u64, source: Error) -> Error {
         let last = self.latest_dir().ok().flatten();

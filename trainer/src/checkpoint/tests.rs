@@ -265,6 +265,20 @@ fn what_a_kill_left_half_written_is_ignored_and_removed() {
 }
 
 #[test]
+fn what_a_kill_left_undone_after_a_checkpoint_is_done_when_resuming() {
+    let (dir, checkpoints, ..) = saved(3);
+    let root = dir.path().join(CHECKPOINTS_DIR);
+    // Between the new name, `latest` and the removal of the oldest.
+    for named in ["step-00000002", "step-00000003"] {
+        fs::write(root.join(LATEST_FILE), format!("{named}\n")).unwrap();
+        fs::create_dir(root.join("step-00000001")).unwrap();
+        checkpoints.settle(3, KEEP).unwrap();
+        assert_eq!(locate(dir.path()).unwrap(), root.join("step-00000003"));
+        assert!(!root.join("step-00000001").exists());
+    }
+}
+
+#[test]
 fn a_running_mean_is_saved_watched_and_restored_bit_for_bit() {
     let (_dir, checkpoints, params, mut optim) = saved(1);
     let mut ema = Ema::new(&params, 0.9).unwrap();

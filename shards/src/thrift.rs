@@ -1,4 +1,4 @@
-//! The part of Thrift's compact protocol that page headers and offset indexes need.
+//! The part of Thrift's compact protocol that page headers and offset indexes need, and to pass over a footer.
 //!
 //! Input is hostile: every length is checked against the bytes that are left, and nothing is allocated.
 

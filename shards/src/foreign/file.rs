@@ -4,12 +4,12 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use parquet::basic::Type as PhysicalType;
-use parquet::file::metadata::{KeyValue, ParquetMetaData, ParquetMetaDataReader, RowGroupMetaData};
+use parquet::file::metadata::{KeyValue, ParquetMetaData, RowGroupMetaData};
 use parquet::schema::types::ColumnDescriptor;
 
 use crate::bounds::Bounds;
 use crate::error::{Malformed, Result, malformed};
-use crate::footer::MAGIC;
+use crate::footer::{MAGIC, decode_footer};
 use crate::metadata::{META_FORMAT, META_HUGGINGFACE};
 use crate::schema::ClassName;
 use crate::storage::Store;
@@ -58,8 +58,7 @@ impl File {
     pub(super) fn read(store: &Store, path: &str, bytes: u64) -> Result<Self> {
         let in_file = |fault: Malformed| fault.in_shard(path);
         let footer = read_footer(store, path, bytes)?;
-        let metadata = ParquetMetaDataReader::decode_metadata(&footer)
-            .map_err(|e| in_file(malformed!("unreadable footer: {e}")))?;
+        let metadata = decode_footer(&footer).map_err(in_file)?;
         let leaves = metadata.file_metadata().schema_descr().columns();
         let columns = columns(leaves.iter().map(AsRef::as_ref)).map_err(in_file)?;
         Ok(File {

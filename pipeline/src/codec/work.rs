@@ -133,7 +133,7 @@ mod tests {
         assert!(grant.check(32768, 32768, 8).is_ok());
         assert!(grant.check(32768, 32769, 1).is_err());
         assert!(Grant::with(100, Some(10)).check(11, 1, 1).is_err());
-        assert_eq!(grant.memory_bytes(), 8 << 30);
+        assert_eq!(grant.memory_bytes(), 32 << 30);
     }
 
     #[test]

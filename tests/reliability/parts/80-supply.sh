@@ -27,7 +27,7 @@ else
     echo '| cargo deny | - | no fault | skipped: cargo-deny is not installed |'
 fi
 if cargo test --release --workspace --locked --features "${FEATURES:-mpi}" --test it unsafe_list:: >"$log" 2>&1 &&
-    grep -q '^test result: ok. [1-9]' \"$log\"; then
+    grep -q '^test result: ok. [1-9]' "$log"; then
     echo '| unsafe code that is not listed | 0 | 0 | ok |'
 else
     cat "$log" >&2

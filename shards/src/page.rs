@@ -222,6 +222,7 @@ pub(crate) fn split_u32(bytes: &[u8]) -> Option<(u32, &[u8])> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::thrift::put_zigzag;
     use proptest::prelude::*;
 
     /// A page as the writer lays it out, with the counts given, true or not.
@@ -241,15 +242,6 @@ mod tests {
         page.extend(picture_len.to_le_bytes());
         page.extend(picture);
         Bytes::from(page)
-    }
-
-    fn put_zigzag(out: &mut Vec<u8>, value: i32) {
-        let mut rest = ((value << 1) ^ (value >> 31)).cast_unsigned();
-        while rest > 0x7f {
-            out.push((rest & 0x7f) as u8 | 0x80);
-            rest >>= 7;
-        }
-        out.push(rest as u8);
     }
 
     fn true_page(picture: &[u8]) -> Bytes {

@@ -199,6 +199,17 @@ impl<'a> Cursor<'a> {
     }
 }
 
+/// Writes what [`Cursor::zigzag_i32`] reads.
+#[cfg(test)]
+pub(crate) fn put_zigzag(out: &mut Vec<u8>, value: i32) {
+    let mut rest = ((value << 1) ^ (value >> 31)).cast_unsigned();
+    while rest > 0x7f {
+        out.push((rest & 0x7f) as u8 | 0x80);
+        rest >>= 7;
+    }
+    out.push(rest as u8);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -139,6 +139,7 @@ mod tests {
     use std::io::Write;
 
     use super::*;
+    use crate::thrift::put_zigzag;
 
     /// A page of version 1, its sizes as given and not as they are.
     fn page(claimed: i32, body: &[u8]) -> Vec<u8> {
@@ -155,15 +156,6 @@ mod tests {
         bytes.extend([0, 0]);
         bytes.extend(body);
         bytes
-    }
-
-    fn put_zigzag(out: &mut Vec<u8>, value: i32) {
-        let mut rest = ((value << 1) ^ (value >> 31)).cast_unsigned();
-        while rest > 0x7f {
-            out.push((rest & 0x7f) as u8 | 0x80);
-            rest >>= 7;
-        }
-        out.push(rest as u8);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use pipeline::codec::{Rgb8Image, encode_rgb8};
 use pipeline::synth::{Scene, SynthFrame, SynthKind, SynthOptions, write_images};
 use serde_json::Value;
 
-use crate::support::{fails, json, ok, pairquet, shared, text, utf8};
+use crate::support::{fails, json, ok, pairquet, send_signal, shared, text, utf8};
 use crate::train::strs;
 
 /// Made pictures in class folders.
@@ -343,11 +343,7 @@ fn a_killed_and_a_stopped_run_go_on_bit_for_bit() {
             let mut more = settings.to_vec();
             more.extend(["--threads", "3"]);
             let child = start(protocol, &broken, &more);
-            let pid = child.id().to_string();
-            std::process::Command::new("kill")
-                .args(["-TERM", &pid])
-                .status()
-                .unwrap();
+            send_signal("-TERM", child.id());
             let output = child.wait_with_output().unwrap();
             assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
             assert!(

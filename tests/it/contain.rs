@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use pipeline::codec::{Rgb8Image, write_video};
 use serde_json::Value;
 
-use crate::support::{demo_set, fails, ok, pairquet, shard_bytes, text, tree, utf8};
+use crate::support::{demo_set, fails, ok, pairquet, send_signal, shard_bytes, text, tree, utf8};
 
 /// Some of the demo's clips, the third of them with a name that no other process of this machine has in its environment.
 struct Clips {
@@ -149,14 +149,6 @@ fn shards_of(dst: &Path, fault: &str) -> BTreeMap<PathBuf, Vec<u8>> {
     files
 }
 
-fn send(signal: &str, pid: u32) {
-    let sent = Command::new("kill")
-        .args([signal, &pid.to_string()])
-        .status()
-        .unwrap();
-    assert!(sent.success());
-}
-
 #[test]
 fn a_clip_that_fails_its_worker_is_left_out_alone() {
     let clips = Clips::new();
@@ -243,7 +235,7 @@ fn no_worker_outlives_its_conversion() {
     // A wish to stop is heard at once, whatever the worker does.
     let child = clips.hanging();
     let start = Instant::now();
-    send("-INT", child.id());
+    send_signal("-INT", child.id());
     let output = child.wait_with_output().unwrap();
     assert!(start.elapsed() < Duration::from_secs(10));
     let message = text(&output.stderr);
@@ -258,7 +250,7 @@ fn workers_leave_signals_to_their_conversion() {
     let mut child = clips.hanging();
     let workers = clips.workers();
     for signal in ["-INT", "-TERM", "-HUP", "-USR1"] {
-        send(signal, workers[0]);
+        send_signal(signal, workers[0]);
     }
     sleep(Duration::from_millis(200));
     assert_eq!(clips.workers(), workers);

@@ -7,8 +7,8 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::support::{fails, ok, pairquet, text, utf8};
-use crate::train::{figures, strs, train_args};
+use crate::support::{fails, ok, pairquet, send_signal, text, utf8};
+use crate::train::{figures, steps_made, strs, train_args};
 
 /// Enough steps for a checkpoint and some more.
 const STEPS: usize = 8;
@@ -140,7 +140,7 @@ fn under_way(out: &Path) -> Option<(Child, Vec<u32>)> {
         .spawn()
         .unwrap();
     let started = Instant::now();
-    while !out.join("checkpoints/latest").exists() || losses_so_far(out) < 5 {
+    while !out.join("checkpoints/latest").exists() || steps_made(out) < 5 {
         assert!(started.elapsed() < PATIENCE, "no checkpoint in time");
         sleep(Duration::from_millis(10));
     }
@@ -159,17 +159,6 @@ fn under_way(out: &Path) -> Option<(Child, Vec<u32>)> {
     ranks.sort();
     assert_eq!(ranks.len(), 2, "the ranks of OpenMPI's mpirun");
     Some((child, ranks.into_iter().map(|(_, pid)| pid).collect()))
-}
-
-#[cfg(target_os = "linux")]
-fn losses_so_far(run: &Path) -> usize {
-    fs::read_to_string(run.join("metrics.jsonl")).map_or(0, |text| text.lines().count())
-}
-
-#[cfg(target_os = "linux")]
-fn signal(name: &str, pid: u32) {
-    let sent = Command::new("kill").args([name, &pid.to_string()]).status();
-    assert!(sent.unwrap().success());
 }
 
 /// What `child` says before it ends, which it must do on its own.
@@ -200,7 +189,7 @@ fn a_killed_rank_ends_all_and_the_last_checkpoint_is_whole() {
     let Some((child, ranks)) = under_way(&out) else {
         return;
     };
-    signal("-KILL", ranks[1]);
+    send_signal("-KILL", ranks[1]);
     let output = ended(child);
     let message = text(&output.stderr);
     assert!(!output.status.success(), "{message}");
@@ -226,14 +215,14 @@ fn a_rank_that_hangs_is_spoken_of_and_the_run_goes_on_with_it() {
     let Some((mut child, ranks)) = under_way(&out) else {
         return;
     };
-    signal("-STOP", ranks[1]);
+    send_signal("-STOP", ranks[1]);
     let said = BufReader::new(child.stderr.take().unwrap());
     let mut lines = said.lines().map(Result::unwrap);
     let mut heard = |expected: &str| lines.any(|line| line.contains(expected));
     let waits = heard(" s for stage communication: ");
-    signal("-CONT", ranks[1]);
+    send_signal("-CONT", ranks[1]);
     assert!(waits && heard("stage communication goes on, after "));
-    signal("-USR1", child.id());
+    send_signal("-USR1", child.id());
     lines.for_each(drop);
     assert!(!ended(child).status.success(), "a stopped run is not done");
     assert_eq!(saved(&out), losses(&out).len());
@@ -247,7 +236,7 @@ fn ranks_that_are_asked_to_stop_save_at_the_same_step() {
     let Some((child, _)) = under_way(&out) else {
         return;
     };
-    signal("-USR1", child.id()); // mpirun passes it on
+    send_signal("-USR1", child.id()); // mpirun passes it on
     let output = ended(child);
     assert!(!output.status.success(), "a stopped run is not done");
     assert!(

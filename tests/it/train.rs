@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::support::{demo_set, fails, json, ok, pairquet, text, utf8};
+use crate::support::{demo_set, fails, json, ok, pairquet, send_signal, text, utf8};
 
 /// Enough steps for several checkpoints, few enough for seconds.
 const STEPS: usize = 24;
@@ -91,10 +91,7 @@ fn a_killed_run_goes_on_bit_for_bit_with_other_threads() {
                 .spawn()
                 .unwrap();
             let started = Instant::now();
-            let lines = || {
-                fs::read_to_string(killed.join("metrics.jsonl"))
-                    .map_or(0, |text| text.lines().count())
-            };
+            let lines = || steps_made(&killed);
             while lines() < after_steps && started.elapsed() < Duration::from_secs(120) {
                 if child.try_wait().unwrap().is_some() {
                     break;
@@ -133,18 +130,8 @@ fn a_terminated_run_saves_and_says_that_it_stopped() {
     let mut args = train_args("cropmae", &out, 1);
     args.extend(["--set".into(), "optim.max_steps=100000".into()]);
     let child = pairquet().args(&args).spawn().unwrap();
-    let started = Instant::now();
-    while fs::read_to_string(out.join("metrics.jsonl")).map_or(0, |text| text.lines().count()) < 3 {
-        assert!(
-            started.elapsed() < Duration::from_secs(120),
-            "no step in two minutes"
-        );
-        sleep(Duration::from_millis(5));
-    }
-    std::process::Command::new("kill")
-        .args(["-TERM", &child.id().to_string()])
-        .status()
-        .unwrap();
+    wait_for_steps(&out, 3);
+    send_signal("-TERM", child.id());
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(newest_weights(&out).is_file());
@@ -164,18 +151,8 @@ fn sigusr1_saves_and_the_same_command_goes_on() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let started = Instant::now();
-    while steps_made(&run) < 3 {
-        assert!(
-            started.elapsed() < Duration::from_secs(120),
-            "no third step"
-        );
-        sleep(Duration::from_millis(5));
-    }
-    std::process::Command::new("kill")
-        .args(["-USR1", &child.id().to_string()])
-        .status()
-        .unwrap();
+    wait_for_steps(&run, 3);
+    send_signal("-USR1", child.id());
     let output = child.wait_with_output().unwrap();
     let said = text(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
@@ -259,18 +236,8 @@ fn the_batch_script_goes_back_to_the_queue_only_if_it_was_asked_to_stop() {
 
     let asked = path("asked");
     let child = batch(&asked, &[]);
-    let started = Instant::now();
-    while steps_made(&asked) < 2 {
-        assert!(
-            started.elapsed() < Duration::from_secs(120),
-            "no second step"
-        );
-        sleep(Duration::from_millis(5));
-    }
-    std::process::Command::new("kill")
-        .args(["-USR1", &child.id().to_string()])
-        .status()
-        .unwrap();
+    wait_for_steps(&asked, 2);
+    send_signal("-USR1", child.id());
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
     assert_eq!(fs::read_to_string(&requeued).unwrap(), "requeue 77\n");
@@ -300,8 +267,21 @@ fn endless(out: &Path) -> Vec<String> {
     args
 }
 
-fn steps_made(run: &Path) -> usize {
+/// Steps that a run has logged so far.
+pub fn steps_made(run: &Path) -> usize {
     fs::read_to_string(run.join("metrics.jsonl")).map_or(0, |text| text.lines().count())
+}
+
+#[cfg(unix)]
+fn wait_for_steps(run: &Path, n: usize) {
+    let started = Instant::now();
+    while steps_made(run) < n {
+        assert!(
+            started.elapsed() < Duration::from_secs(120),
+            "no step {n} in two minutes"
+        );
+        sleep(Duration::from_millis(5));
+    }
 }
 
 /// Makes two more steps of an endless run that was stopped, and as many in one go: the figures and weights are the same.

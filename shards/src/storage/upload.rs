@@ -149,11 +149,16 @@ impl Upload {
 
 impl Drop for Upload {
     fn drop(&mut self) {
-        self.sending.abort_all();
-        if let Some(parts) = &mut self.parts {
+        let Some(parts) = &mut self.parts else { return };
+        let (sending, farewell) = (&mut self.sending, self.farewell);
+        self.runtime.block_on(async {
+            // A part that arrives after the others were thrown away stays, and is paid for: a store knows nothing of a
+            // request given up here, so that those on their way are waited for.
+            let arrived = async { while sending.join_next().await.is_some() {} };
+            let _ = tokio::time::timeout(farewell, arrived).await;
+            sending.abort_all();
             // Politeness: what does not work now is left to the bucket's own rule.
-            let abort = async { tokio::time::timeout(self.farewell, parts.abort()).await };
-            let _ = self.runtime.block_on(abort);
-        }
+            let _ = tokio::time::timeout(farewell, parts.abort()).await;
+        });
     }
 }

@@ -107,6 +107,31 @@ fn a_writer_holds_a_bounded_number_of_parts() {
     );
 }
 
+/// Of a request that is given up, a server may have all it needs: the part would come after the others were thrown away.
+#[test]
+fn a_dropped_writer_lets_its_parts_arrive_before_they_are_thrown_away() {
+    use std::io::Write;
+    let (_, server, proxy, _) = behind_a_proxy();
+    let patient = StoreOptions {
+        stall_timeout_ms: 10_000,
+        ..options()
+    };
+    let store = open(proxy.environment(), &patient);
+    proxy.set_line(Line {
+        latency: Duration::from_millis(200),
+        bytes_per_s: None,
+    });
+    let mut writer = store.create("dropped").unwrap();
+    writer.write_all(&noise(5, 11 << 20)).unwrap();
+    proxy.take_traffic();
+    drop(writer);
+    let arrived = proxy.traffic().request_bytes;
+    assert!(arrived >= 10 << 20, "{arrived} bytes of two parts");
+    let last = proxy.take_log().pop().unwrap();
+    assert_eq!(last.method, "DELETE", "{last:?}");
+    assert_eq!(server.unfinished().unwrap(), [""; 0]);
+}
+
 #[test]
 fn a_body_that_breaks_off_is_resumed_and_not_begun_anew() {
     let (bytes, _server, proxy, store) = behind_a_proxy();

@@ -31,7 +31,7 @@ pub struct Server {
     folder: PathBuf,
     // In this order: no task writes into a folder that is being removed.
     _runtime: Runtime,
-    _root: TempDir,
+    root: TempDir,
 }
 
 impl Server {
@@ -73,7 +73,7 @@ impl Server {
             address,
             folder,
             _runtime: runtime,
-            _root: root,
+            root,
         })
     }
 
@@ -90,6 +90,21 @@ impl Server {
     /// The folder in which the objects of the bucket are files.
     pub fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// The parts it keeps, in files of their own, of objects that nobody has put together or thrown away.
+    ///
+    /// # Errors
+    /// The operating system's error.
+    pub fn unfinished(&self) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(self.root.path())? {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            if name.contains("upload_id") {
+                names.push(name);
+            }
+        }
+        Ok(names)
     }
 
     /// The variables with which a program finds this server and may use it.

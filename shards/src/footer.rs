@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parquet::basic::CompressionCodec;
 use parquet::file::metadata::{
-    ColumnChunkMetaData, FileMetaData, ParquetMetaData, ParquetMetaDataReader, RowGroupMetaData,
+    ColumnChunkMetaData, FileMetaData, ParquetMetaData, RowGroupMetaData,
 };
 use parquet::schema::printer::print_schema;
 
@@ -18,8 +18,8 @@ use crate::error::{Malformed, Result, malformed};
 use crate::format::OtherFormat;
 use crate::metadata::{META_FORMAT, META_KIND};
 use crate::offset_index::{PicturePlaces, picture_places};
+use crate::parquet_footer;
 use crate::schema::{Column, FORMAT_VERSION, Kind, MAX_NAME_BYTES};
-use crate::thrift::{Cursor, wire};
 
 /// Bytes at the very end: the footer's length and the magic number.
 const TRAILER_BYTES: u64 = 8;
@@ -254,17 +254,6 @@ fn checked_label(label: i64) -> std::result::Result<i32, Malformed> {
     in_range.ok_or_else(|| malformed!("label {label}, expected 0 to 2^31 - 1"))
 }
 
-/// The metadata of a Parquet file's footer.
-///
-/// The library passes over what it does not know by claimed lengths, for minutes where a list claims enough elements that
-/// take no byte, so that the lengths are checked first.
-pub(crate) fn decode_footer(footer: &[u8]) -> std::result::Result<ParquetMetaData, Malformed> {
-    Cursor::new(footer)
-        .skip(wire::STRUCT)
-        .map_err(|e| malformed!("unreadable footer: {e}"))?;
-    ParquetMetaDataReader::decode_metadata(footer).map_err(|e| malformed!("unreadable footer: {e}"))
-}
-
 fn parse(shard: &str, file_size: u64, tail: &Bytes) -> std::result::Result<FooterStep, Malformed> {
     let tail_start = file_size
         .checked_sub(tail.len() as u64)
@@ -297,7 +286,7 @@ fn parse(shard: &str, file_size: u64, tail: &Bytes) -> std::result::Result<Foote
         ));
     }
     let footer = &body[(footer_start - tail_start) as usize..];
-    let decoded = decode_footer(footer)?;
+    let decoded = parquet_footer::decode(footer)?;
     let places = Places {
         tail,
         tail_start,

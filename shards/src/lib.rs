@@ -36,6 +36,7 @@ mod name;
 mod offset_index;
 mod page;
 mod parallel;
+mod parquet_footer;
 mod reader;
 mod schema;
 mod set;

@@ -142,10 +142,7 @@ impl<'a> Cursor<'a> {
 
     /// Passes over a field's value.
     pub(crate) fn skip(&mut self, wire_type: u8) -> Result<(), Malformed> {
-        match wire_type {
-            wire::TRUE | wire::FALSE => Ok(()), // the field's type is its value
-            _ => self.skip_value(wire_type, MAX_DEPTH),
-        }
+        self.skip_value(wire_type, MAX_DEPTH)
     }
 
     fn skip_value(&mut self, wire_type: u8, depth: u32) -> Result<(), Malformed> {
@@ -153,7 +150,8 @@ impl<'a> Cursor<'a> {
             return Err(malformed!("metadata nested deeper than {MAX_DEPTH}"));
         };
         match wire_type {
-            wire::TRUE | wire::FALSE | wire::BYTE => self.byte().map(drop),
+            wire::TRUE | wire::FALSE => Ok(()), // the field's type is its value
+            wire::BYTE => self.byte().map(drop),
             wire::I16 | wire::I32 | wire::I64 => self.varint().map(drop),
             wire::DOUBLE => self.take(8).map(drop),
             wire::BINARY => {
@@ -163,15 +161,19 @@ impl<'a> Cursor<'a> {
             }
             wire::LIST | wire::SET => {
                 let (element, len) = self.list()?;
-                (0..len).try_for_each(|_| self.skip_value(element, depth))
+                self.skip_elements(&[element], len as u64, depth)
             }
-            wire::MAP => self.skip_map(depth),
+            wire::MAP => match self.varint()? {
+                0 => Ok(()),
+                len => {
+                    let types = self.byte()?;
+                    self.skip_elements(&[types >> 4, types & 0x0f], len, depth)
+                }
+            },
             wire::STRUCT => {
                 let mut last_id = 0;
                 while let Some(field) = self.field(&mut last_id)? {
-                    if !matches!(field.wire_type, wire::TRUE | wire::FALSE) {
-                        self.skip_value(field.wire_type, depth)?;
-                    }
+                    self.skip_value(field.wire_type, depth)?;
                 }
                 Ok(())
             }
@@ -179,23 +181,94 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    fn skip_map(&mut self, depth: u32) -> Result<(), Malformed> {
-        let len = self.varint()?;
+    /// The elements of a list, or the keys and values of a map. Truth values are refused: nothing that is passed over here
+    /// has a list of them, and how many bytes they take is a matter of the reader.
+    fn skip_elements(&mut self, types: &[u8], len: u64, depth: u32) -> Result<(), Malformed> {
         if len == 0 {
             return Ok(());
         }
-        if len > self.remaining() as u64 {
-            return Err(malformed!(
-                "a map of {len} with {} bytes of metadata left",
-                self.remaining()
-            ));
+        if types.contains(&wire::TRUE) || types.contains(&wire::FALSE) {
+            return Err(malformed!("a list of truth values in the metadata"));
         }
-        let types = self.byte()?;
+        // The elements take a byte each at least, so that a length that is made up ends with the bytes.
         for _ in 0..len {
-            self.skip_value(types >> 4, depth)?;
-            self.skip_value(types & 0x0f, depth)?;
+            for &wire_type in types {
+                self.skip_value(wire_type, depth)?;
+            }
         }
         Ok(())
+    }
+
+    /// Passes over a field's value, which must be of the types expected, fields of a structure that are not known aside.
+    pub(crate) fn skip_expecting(
+        &mut self,
+        wire_type: u8,
+        expected: &Expected,
+    ) -> Result<(), Malformed> {
+        if !expected.is(wire_type) {
+            return Err(malformed!(
+                "a value of type {wire_type} in the metadata, expected {expected}"
+            ));
+        }
+        match *expected {
+            Expected::List(of) => {
+                let (element, len) = self.list()?;
+                (0..len).try_for_each(|_| self.skip_expecting(element, of))
+            }
+            Expected::Struct(known) => {
+                let mut last_id = 0;
+                while let Some(field) = self.field(&mut last_id)? {
+                    match known.iter().find(|(id, _)| *id == field.id) {
+                        Some((_, expected)) => self.skip_expecting(field.wire_type, expected)?,
+                        None => self.skip(field.wire_type)?,
+                    }
+                }
+                Ok(())
+            }
+            _ => self.skip(wire_type),
+        }
+    }
+}
+
+/// What a value of a known structure is.
+pub(crate) enum Expected {
+    /// Of 16, 32 or 64 bits, which look alike.
+    Integer,
+    Byte,
+    Double,
+    Bytes,
+    /// In a structure, not in a list.
+    Bool,
+    List(&'static Expected),
+    /// By the fields' ids.
+    Struct(&'static [(i16, Expected)]),
+}
+
+impl Expected {
+    fn is(&self, wire_type: u8) -> bool {
+        match self {
+            Expected::Integer => matches!(wire_type, wire::I16 | wire::I32 | wire::I64),
+            Expected::Byte => wire_type == wire::BYTE,
+            Expected::Double => wire_type == wire::DOUBLE,
+            Expected::Bytes => wire_type == wire::BINARY,
+            Expected::Bool => matches!(wire_type, wire::TRUE | wire::FALSE),
+            Expected::List(_) => wire_type == wire::LIST,
+            Expected::Struct(_) => wire_type == wire::STRUCT,
+        }
+    }
+}
+
+impl std::fmt::Display for Expected {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Expected::Integer => "an integer",
+            Expected::Byte => "a byte",
+            Expected::Double => "a floating point number",
+            Expected::Bytes => "a text",
+            Expected::Bool => "true or false",
+            Expected::List(_) => "a list",
+            Expected::Struct(_) => "a structure",
+        })
     }
 }
 
@@ -248,6 +321,51 @@ mod tests {
             Cursor::new(&[0x1c; 64]).skip(wire::STRUCT).is_err(),
             "endless nesting"
         );
+    }
+
+    #[test]
+    fn what_claims_more_elements_than_bytes_is_refused_at_once() {
+        // Lists and maps of truth values, which may take no byte each, in the field of a structure that nobody knows.
+        let many = [0xff, 0xff, 0xff, 0xff, 0x07];
+        for (wire_type, element) in [(wire::LIST, 0xf1), (wire::SET, 0xf2), (wire::MAP, 0)] {
+            let mut bytes = vec![0x10 | wire_type];
+            bytes.extend((wire_type != wire::MAP).then_some(element));
+            bytes.extend(many);
+            bytes.extend([0x11; 8]);
+            assert!(
+                Cursor::new(&bytes).skip(wire::STRUCT).is_err(),
+                "{wire_type}"
+            );
+        }
+        let few = [0x19, 0x21, 1, 1, 0];
+        let error = Cursor::new(&few).skip(wire::STRUCT).unwrap_err();
+        assert!(error.to_string().contains("truth values"), "{error}");
+    }
+
+    #[test]
+    fn known_fields_are_of_their_types_and_others_of_any() {
+        const INNER: Expected = Expected::Struct(&[(1, Expected::Bool)]);
+        const OUTER: Expected =
+            Expected::Struct(&[(1, Expected::Integer), (3, Expected::List(&INNER))]);
+        let said = |bytes: &[u8]| {
+            let mut cursor = Cursor::new(bytes);
+            let outcome = cursor.skip_expecting(wire::STRUCT, &OUTER);
+            outcome
+                .map(|()| cursor.position())
+                .map_err(|e| e.to_string())
+        };
+        // 1: 7, 2: "a", 3: [{1: true}, {}], 4: 0.
+        let good = [0x15, 14, 0x18, 1, b'a', 0x19, 0x2c, 0x11, 0, 0, 0x13, 0, 0];
+        assert_eq!(said(&good), Ok(good.len()));
+        let of = |place: usize, byte: u8| {
+            let mut bad = good;
+            bad[place] = byte;
+            said(&bad).unwrap_err()
+        };
+        assert!(of(0, 0x1c).contains("type 12 in the metadata, expected an integer"));
+        assert!(of(5, 0x1a).contains("type 10 in the metadata, expected a list"));
+        assert!(of(6, 0x21).contains("type 1 in the metadata, expected a structure"));
+        assert!(of(7, 0x13).contains("type 3 in the metadata, expected true or false"));
     }
 
     proptest! {

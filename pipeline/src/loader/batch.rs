@@ -7,7 +7,7 @@
 //! it, split off when the place is taken, and once all rows are back they are joined again, in constant time each.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use bytes::BytesMut;
 use shards::Name;
@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::loader::order::{EpochOrder, Order};
 use crate::loader::state::{Batching, LoaderState};
 use crate::loader::stats::BadSample;
+use crate::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// Views of a batch of samples, in the order of the epoch.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

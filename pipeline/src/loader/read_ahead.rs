@@ -7,13 +7,14 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use crate::error::Error;
 use crate::loader::batch::lock;
 use crate::loader::order::{EpochOrder, Order};
 use crate::loader::source::Pictures;
 use crate::loader::state::{Batching, LoaderState};
+use crate::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// The groups being read or in use.
 pub(super) struct ReadAhead {

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The ordered hand-over of a conversion in every order of its threads, by a model checker; see tests/loom.
+# Threads that wait for each other, in every order in which they can run, by a model checker; see tests/loom.
 set -u
 cd "$(dirname "$0")/../../loom" || exit 1
 if ! said=$(cargo fetch --locked 2>&1); then

@@ -18,7 +18,7 @@ use crate::error::{Malformed, Result, malformed};
 use crate::format::OtherFormat;
 use crate::metadata::{META_FORMAT, META_KIND};
 use crate::offset_index::{PicturePlaces, picture_places};
-use crate::parquet_footer;
+use crate::parquet_metadata::decode_footer;
 use crate::schema::{Column, FORMAT_VERSION, Kind, MAX_NAME_BYTES};
 
 /// Bytes at the very end: the footer's length and the magic number.
@@ -286,7 +286,7 @@ fn parse(shard: &str, file_size: u64, tail: &Bytes) -> std::result::Result<Foote
         ));
     }
     let footer = &body[(footer_start - tail_start) as usize..];
-    let decoded = parquet_footer::decode(footer)?;
+    let decoded = decode_footer(footer)?;
     let places = Places {
         tail,
         tail_start,

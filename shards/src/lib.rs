@@ -36,7 +36,7 @@ mod name;
 mod offset_index;
 mod page;
 mod parallel;
-mod parquet_footer;
+mod parquet_metadata;
 mod reader;
 mod schema;
 mod set;

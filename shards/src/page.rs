@@ -7,7 +7,7 @@ use crate::levels;
 use crate::thrift::{Cursor, wire};
 
 /// `PageType` of a version 1 data page.
-const DATA_PAGE: i32 = 0;
+pub(crate) const DATA_PAGE: i32 = 0;
 /// `PageType` of a dictionary page.
 const DICTIONARY_PAGE: i32 = 2;
 

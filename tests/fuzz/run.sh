@@ -5,8 +5,9 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
-seconds=$1
+seconds=${1:?expected SECONDS TARGET..}
 shift
+: "${1:?expected SECONDS TARGET..}"
 if ! cargo +nightly fuzz --version >/dev/null; then
     echo 'fuzz: expected a nightly toolchain (rustup toolchain install nightly) and cargo-fuzz (cargo install cargo-fuzz)' >&2
     exit 1
@@ -16,6 +17,7 @@ cd "$root"
 cp Cargo.lock "$here/libfuzzer/Cargo.lock"
 # Seeds are made by the project's own writers.
 ${CARGO:-cargo} run --release --workspace --locked --features "${FEATURES:-mpi}" --bin hostile -- seeds "$here/libfuzzer/corpus"
+cargo +nightly fuzz build --fuzz-dir "$here/libfuzzer"
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 rows=()

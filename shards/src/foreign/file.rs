@@ -11,7 +11,7 @@ use crate::bounds::Bounds;
 use crate::error::{Malformed, Result, malformed};
 use crate::footer::MAGIC;
 use crate::metadata::{META_FORMAT, META_HUGGINGFACE};
-use crate::parquet_footer;
+use crate::parquet_metadata::decode_footer;
 use crate::schema::ClassName;
 use crate::storage::Store;
 use crate::writer::MAX_ROW_GROUP_BYTES;
@@ -59,7 +59,7 @@ impl File {
     pub(super) fn read(store: &Store, path: &str, bytes: u64) -> Result<Self> {
         let in_file = |fault: Malformed| fault.in_shard(path);
         let footer = read_footer(store, path, bytes)?;
-        let metadata = parquet_footer::decode(&footer).map_err(in_file)?;
+        let metadata = decode_footer(&footer).map_err(in_file)?;
         let leaves = metadata.file_metadata().schema_descr().columns();
         let columns = columns(leaves.iter().map(AsRef::as_ref)).map_err(in_file)?;
         Ok(File {

@@ -6,9 +6,14 @@ use std::io::Read;
 use parquet::basic::CompressionCodec;
 
 use crate::error::{Malformed, malformed};
+use crate::page::DATA_PAGE;
+use crate::parquet_metadata::PAGE_HEADER;
 use crate::thrift::{Cursor, wire};
 
 type Result<T> = std::result::Result<T, Malformed>;
+
+/// The kind of a page with a header of version 2.
+const DATA_PAGE_V2: i32 = 3;
 
 /// A column chunk may become this many bytes, however few it takes.
 const FREE_BYTES: u64 = 64 << 20;
@@ -74,6 +79,7 @@ fn goes_beyond(packed: &[u8], codec: CompressionCodec, claimed: u64) -> bool {
 }
 
 /// A page's header, as far as sizes go.
+#[derive(Default)]
 struct Page {
     /// Bytes as they lie there.
     stored: usize,
@@ -86,46 +92,65 @@ struct Page {
     n_values: i64,
 }
 
+/// Of the part of a header that is for one kind of page.
+struct OfKind {
+    n_values: i64,
+    /// Bytes of the definition and the repetition levels.
+    levels: [usize; 2],
+    is_compressed: bool,
+}
+
 impl Page {
-    /// Reads the header at the start of `bytes`; also the bytes that it takes.
+    /// Reads the header at the start of `bytes`, as the decoder will; also the bytes that it takes.
     fn parse(bytes: &[u8]) -> Result<(Self, usize)> {
+        Cursor::new(bytes).skip_expecting(wire::STRUCT, &PAGE_HEADER)?;
         let mut cursor = Cursor::new(bytes);
-        let mut page = Page {
-            stored: 0,
-            claimed: 0,
-            levels: 0,
-            is_compressed: true,
+        let (mut kind, mut of_v1, mut of_v2) = (0, None, None);
+        let mut page = Page::default();
+        let mut last_id = 0;
+        while let Some(field) = cursor.field(&mut last_id)? {
+            match field.id {
+                1 => kind = cursor.zigzag_i32()?,
+                2 => page.claimed = length(&mut cursor)?,
+                3 => page.stored = length(&mut cursor)?,
+                5 => of_v1 = Some(OfKind::parse(&mut cursor, false)?),
+                8 => of_v2 = Some(OfKind::parse(&mut cursor, true)?),
+                _ => cursor.skip(field.wire_type)?,
+            }
+        }
+        let (v1, v2) = (of_v1.as_ref(), of_v2.as_ref());
+        // As the decoder does it, whatever the page's kind.
+        page.is_compressed = v2.is_none_or(|v2| v2.is_compressed);
+        page.levels = v2.map_or(0, |v2| v2.levels[0].saturating_add(v2.levels[1]));
+        let values = match kind {
+            DATA_PAGE => v1,
+            DATA_PAGE_V2 => v2,
+            _ => None,
+        };
+        page.n_values = values.map_or(0, |of_kind| of_kind.n_values);
+        Ok((page, cursor.position()))
+    }
+}
+
+impl OfKind {
+    /// The header of a data page of version 1 or 2.
+    fn parse(cursor: &mut Cursor<'_>, is_v2: bool) -> Result<Self> {
+        let mut of_kind = OfKind {
             n_values: 0,
+            levels: [0; 2],
+            is_compressed: true,
         };
         let mut last_id = 0;
         while let Some(field) = cursor.field(&mut last_id)? {
-            match (field.id, field.wire_type) {
-                (2, wire::I32) => page.claimed = length(&mut cursor)?,
-                (3, wire::I32) => page.stored = length(&mut cursor)?,
-                // A data page of version 1 or 2.
-                (5, wire::STRUCT) => page.values(&mut cursor, false)?,
-                (8, wire::STRUCT) => page.values(&mut cursor, true)?,
-                (_, other) => cursor.skip(other)?,
+            match field.id {
+                1 => of_kind.n_values = length(cursor)? as i64,
+                5 if is_v2 => of_kind.levels[0] = length(cursor)?,
+                6 if is_v2 => of_kind.levels[1] = length(cursor)?,
+                7 if is_v2 => of_kind.is_compressed = field.wire_type == wire::TRUE,
+                _ => cursor.skip(field.wire_type)?,
             }
         }
-        Ok((page, cursor.position()))
-    }
-
-    fn values(&mut self, cursor: &mut Cursor<'_>, has_levels: bool) -> Result<()> {
-        let mut last_id = 0;
-        while let Some(field) = cursor.field(&mut last_id)? {
-            match (field.id, field.wire_type) {
-                (1, wire::I32) => self.n_values = length(cursor)? as i64,
-                (5 | 6, wire::I32) if has_levels => {
-                    self.levels = self.levels.saturating_add(length(cursor)?);
-                }
-                (7, wire::TRUE | wire::FALSE) if has_levels => {
-                    self.is_compressed = field.wire_type == wire::TRUE;
-                }
-                (_, other) => cursor.skip(other)?,
-            }
-        }
-        Ok(())
+        Ok(of_kind)
     }
 }
 
@@ -189,6 +214,19 @@ mod tests {
         // Two that are allowed alone; and what lies behind the last value.
         let two = [page(40 << 20, b""), page(40 << 20, b"")].concat();
         assert!(check(&two, none, 2).is_err());
+        // Fields that the decoder reads, whatever their types: sizes of 64 bits are sizes, other types are refused.
+        let mut wide = page(40 << 20, b"");
+        assert_eq!((wide[0], wide[2]), (0x15, 0x15));
+        wide[2] = 0x16;
+        let two = [wide.as_slice(), &wide].concat();
+        assert!(
+            check(&two, none, 2)
+                .unwrap_err()
+                .0
+                .contains("claim 83886080")
+        );
+        wide[2] = 0x1c;
+        assert!(check(&wide, none, 1).unwrap_err().0.contains("an integer"));
         let padded = [whole.as_slice(), &[0xff; 9]].concat();
         check(&padded, none, 1).unwrap();
         assert!(check(&padded, none, 2).is_err());

@@ -30,7 +30,7 @@ pub(super) struct Upload {
     place: Path,
     part_bytes: usize,
     parts_in_flight: usize,
-    /// How long a dropped writer may take to clean up.
+    /// How long a dropped writer may take for each of two steps of cleaning up.
     farewell: Duration,
     /// The part that is being filled.
     buffer: Vec<u8>,
@@ -153,10 +153,10 @@ impl Drop for Upload {
         let (sending, farewell) = (&mut self.sending, self.farewell);
         self.runtime.block_on(async {
             // A part that arrives after the others were thrown away stays, and is paid for: a store knows nothing of a
-            // request given up here, so that those on their way are waited for.
+            // request given up here, so that those on their way are waited for, as long as a silence may last.
             let arrived = async { while sending.join_next().await.is_some() {} };
             let _ = tokio::time::timeout(farewell, arrived).await;
-            sending.abort_all();
+            sending.shutdown().await;
             // Politeness: what does not work now is left to the bucket's own rule.
             let _ = tokio::time::timeout(farewell, parts.abort()).await;
         });

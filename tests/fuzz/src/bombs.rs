@@ -112,12 +112,50 @@ fn tiff() -> Vec<u8> {
     bytes
 }
 
-/// A row group of 2^40 rows, and one of 2^30 that take no bytes.
+/// A row group of 2^40 rows, and one of 2^30 that take no bytes; schemas of more columns than they have, and of groups in
+/// groups.
 pub fn parquet() -> Vec<File> {
+    let groups = |n: usize| [vec![1; n], vec![0]].concat();
     vec![
         ("rows-2-to-the-40.parquet", with_rows(1 << 40)),
         ("rows-2-to-the-30.parquet", with_rows(1 << 30)),
+        ("columns-2-to-the-31.parquet", with_schema(&[i32::MAX])),
+        ("groups-in-groups.parquet", with_schema(&groups(20_000))),
+        (
+            "columns-in-groups.parquet",
+            with_schema(&[groups(1500)[..1500].to_vec(), vec![20_000], vec![0; 20_000]].concat()),
+        ),
     ]
+}
+
+/// A file that is a schema alone, of elements with so many children.
+fn with_schema(children: &[i32]) -> Vec<u8> {
+    fn put(out: &mut Vec<u8>, mut rest: u32) {
+        while rest > 0x7f {
+            out.push((rest & 0x7f) as u8 | 0x80);
+            rest >>= 7;
+        }
+        out.push(rest as u8);
+    }
+    // Fields 1, a version, and 2, a list of structures.
+    let mut footer = vec![0x15, 2, 0x19, 0xfc];
+    put(&mut footer, children.len() as u32);
+    for &n in children {
+        // An element's repetition, name and number of children, or, of a column, its type as well.
+        footer.extend(if n == 0 { [0x15, 2].as_slice() } else { &[] });
+        footer.extend(if n == 0 {
+            [0x25, 0].as_slice()
+        } else {
+            &[0x35, 0]
+        });
+        footer.extend([0x18, 1, b'x', 0x15]);
+        put(&mut footer, (n as u32) << 1);
+        footer.push(0);
+    }
+    // 3, rows, and 4, row groups: none.
+    footer.extend([0x16, 0, 0x19, 0x0c, 0]);
+    let length = (footer.len() as u32).to_le_bytes();
+    [b"PAR1", footer.as_slice(), &length, b"PAR1"].concat()
 }
 
 fn with_rows(n_rows: i64) -> Vec<u8> {

@@ -198,11 +198,20 @@ pub fn models() {
         let filler = fill(&window);
         let stopper = {
             let window = Arc::clone(&window);
-            thread::spawn(move || window.stop(Some(Error::LoaderStopped)))
+            thread::spawn(move || {
+                window.stop(Some(Error::Invalid {
+                    name: "model",
+                    value: String::new(),
+                    expected: String::new(),
+                }));
+            })
         };
-        let mut n_taken = 0;
-        while n_taken < 3 && window.take_front().is_ok() {
-            n_taken += 1;
+        for _ in 0..3 {
+            match window.take_front() {
+                Ok(_) => {}
+                Err(Error::Invalid { .. }) => break,
+                Err(other) => panic!("{other:?}"),
+            }
         }
         join([stopper, filler]);
     });

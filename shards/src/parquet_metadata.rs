@@ -254,6 +254,18 @@ mod tests {
     }
 
     #[test]
+    fn known_fields_that_are_of_other_types_are_refused() {
+        let said = |footer: &[u8]| check_footer(footer).unwrap_err().to_string();
+        // A version that is a structure, a schema that is a set, a row group's size in a structure.
+        assert!(said(&[0x1c, 0, 0]).contains("type 12 in the metadata, expected an integer"));
+        assert!(said(&[0x2a, 0x0c, 0]).contains("type 10 in the metadata, expected a list"));
+        assert!(said(&[0x49, 0x1c, 0x2c, 0, 0, 0]).contains("expected an integer"));
+        // A field that nobody knows, with a list of truth values.
+        assert!(said(&[0x09, 40, 0xf1, 0xff, 0xff, 0xff, 0xff, 0x07, 0]).contains("list of"));
+        check_footer(&[0x49, 0x1c, 0x26, 2, 0, 0x09, 40, 0x13, 1, 0]).unwrap();
+    }
+
+    #[test]
     fn schemas_have_the_columns_that_they_claim() {
         let said = |children: &[i32]| match check_footer(&schema(children)) {
             Ok(()) => String::new(),

@@ -9,8 +9,8 @@
 use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
 
 use crate::error::{Malformed, malformed};
+use crate::thrift::Cursor;
 use crate::thrift::Expected::{self, Bool, Byte, Bytes, Double, Integer, List, Struct};
-use crate::thrift::{Cursor, wire};
 
 type Result<T> = std::result::Result<T, Malformed>;
 
@@ -25,19 +25,19 @@ pub(crate) fn decode_footer(footer: &[u8]) -> Result<ParquetMetaData> {
 }
 
 fn check_footer(footer: &[u8]) -> Result<()> {
-    Cursor::new(footer).skip_expecting(wire::STRUCT, &FILE_META_DATA)?;
     let mut cursor = Cursor::new(footer);
     let mut last_id = 0;
     while let Some(field) = cursor.field(&mut last_id)? {
-        match field.id {
-            2 => check_schema(&mut cursor)?,
-            _ => cursor.skip(field.wire_type)?,
+        let value = cursor.position();
+        cursor.skip_field(&field, FILE_META_DATA)?;
+        if field.id == SCHEMA {
+            check_schema(&mut Cursor::new(&footer[value..]))?;
         }
     }
     Ok(())
 }
 
-/// Reads a list of elements, each group before its children.
+/// Reads a list of elements of the right types, each group before its children.
 fn check_schema(cursor: &mut Cursor<'_>) -> Result<()> {
     let (_, n_elements) = cursor.list()?;
     // Children to come, of each group that is open.
@@ -82,15 +82,18 @@ fn n_children(cursor: &mut Cursor<'_>) -> Result<usize> {
 // The structures of <https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift>, by their names
 // there, as far as the library reads them.
 
-const FILE_META_DATA: Expected = Struct(&[
+const FILE_META_DATA: &[(i16, Expected)] = &[
     (1, Integer),
-    (2, List(&SCHEMA_ELEMENT)),
+    (SCHEMA, List(&SCHEMA_ELEMENT)),
     (3, Integer),
     (4, List(&ROW_GROUP)),
     (5, List(&KEY_VALUE)),
     (6, Bytes),
     (7, List(&COLUMN_ORDER)),
-]);
+];
+
+/// The field with the schema.
+const SCHEMA: i16 = 2;
 
 const SCHEMA_ELEMENT: Expected = Struct(&[
     (1, Integer),

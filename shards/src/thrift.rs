@@ -218,14 +218,23 @@ impl<'a> Cursor<'a> {
             Expected::Struct(known) => {
                 let mut last_id = 0;
                 while let Some(field) = self.field(&mut last_id)? {
-                    match known.iter().find(|(id, _)| *id == field.id) {
-                        Some((_, expected)) => self.skip_expecting(field.wire_type, expected)?,
-                        None => self.skip(field.wire_type)?,
-                    }
+                    self.skip_field(&field, known)?;
                 }
                 Ok(())
             }
             _ => self.skip(wire_type),
+        }
+    }
+
+    /// The same of the value of one field of a structure.
+    pub(crate) fn skip_field(
+        &mut self,
+        field: &Field,
+        known: &[(i16, Expected)],
+    ) -> Result<(), Malformed> {
+        match known.iter().find(|(id, _)| *id == field.id) {
+            Some((_, expected)) => self.skip_expecting(field.wire_type, expected),
+            None => self.skip(field.wire_type),
         }
     }
 }

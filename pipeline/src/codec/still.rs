@@ -25,8 +25,7 @@ pub(super) fn decode(bytes: &[u8], format: ImageFormat) -> Result<Rgb8Image, Cod
     });
     reader.limits(limits);
     let decoder = reader.into_decoder().map_err(explain)?;
-    let (width, height) = decoder.dimensions();
-    grant.check(width, height, pixel_bytes(decoder.color_type(), format))?;
+    let (width, height) = granted_size(&decoder, &grant, format)?;
     let stored = decoder.original_color_type();
     // The colour type in a PNG's first chunk, 0 for grey: the decoder turns a transparent value into an alpha channel.
     let is_grey = format == ImageFormat::Png && bytes.get(25) == Some(&0);
@@ -48,9 +47,17 @@ pub(super) fn size(bytes: &[u8], format: ImageFormat) -> Result<(u32, u32), Code
     let decoder = reader
         .into_decoder()
         .map_err(|error| explain(error, format))?;
+    granted_size(&decoder, &Grant::of(bytes.len()), format)
+}
+
+/// Size of the picture, if the memory to decode it is granted.
+fn granted_size(
+    decoder: &impl ImageDecoder,
+    grant: &Grant,
+    format: ImageFormat,
+) -> Result<(u32, u32), CodecError> {
     let (width, height) = decoder.dimensions();
-    let needed = pixel_bytes(decoder.color_type(), format);
-    Grant::of(bytes.len()).check(width, height, needed)?;
+    grant.check(width, height, pixel_bytes(decoder.color_type(), format))?;
     Ok((width, height))
 }
 

@@ -112,19 +112,22 @@ fn tiff() -> Vec<u8> {
     bytes
 }
 
-/// A row group of 2^40 rows, and one of 2^30 that take no bytes; schemas of more columns than they have, and of groups in
-/// groups.
+/// A row group of 2^40 rows, and one of 2^30 that take no bytes.
 pub fn parquet() -> Vec<File> {
-    let groups = |n: usize| [vec![1; n], vec![0]].concat();
     vec![
         ("rows-2-to-the-40.parquet", with_rows(1 << 40)),
         ("rows-2-to-the-30.parquet", with_rows(1 << 30)),
+    ]
+}
+
+/// Schemas of Parquet files with fewer columns than they claim, and of groups in groups.
+pub fn schemas() -> Vec<File> {
+    let deep = [vec![1; 20_000], vec![0]].concat();
+    let wide = [vec![1; 1500], vec![20_000], vec![0; 20_000]].concat();
+    vec![
         ("columns-2-to-the-31.parquet", with_schema(&[i32::MAX])),
-        ("groups-in-groups.parquet", with_schema(&groups(20_000))),
-        (
-            "columns-in-groups.parquet",
-            with_schema(&[groups(1500)[..1500].to_vec(), vec![20_000], vec![0; 20_000]].concat()),
-        ),
+        ("groups-in-groups.parquet", with_schema(&deep)),
+        ("columns-in-groups.parquet", with_schema(&wide)),
     ]
 }
 
@@ -141,12 +144,10 @@ fn with_schema(children: &[i32]) -> Vec<u8> {
     let mut footer = vec![0x15, 2, 0x19, 0xfc];
     put(&mut footer, children.len() as u32);
     for &n in children {
-        // An element's repetition, name and number of children, or, of a column, its type as well.
-        footer.extend(if n == 0 { [0x15, 2].as_slice() } else { &[] });
-        footer.extend(if n == 0 {
-            [0x25, 0].as_slice()
-        } else {
-            &[0x35, 0]
+        // An element's type if it is a column, its repetition, name and number of children.
+        footer.extend(match n {
+            0 => [0x15, 2, 0x25, 0].as_slice(),
+            _ => &[0x35, 0],
         });
         footer.extend([0x18, 1, b'x', 0x15]);
         put(&mut footer, (n as u32) << 1);

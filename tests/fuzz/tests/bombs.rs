@@ -40,12 +40,17 @@ fn bombs_are_refused_by_name_of_the_limit_and_in_little_memory() {
     }
 
     let dir = tempfile::tempdir().unwrap();
-    for file in bombs::parquet() {
-        written(&dir, &file);
-        let store = Store::open(dir.path().to_str().unwrap()).unwrap();
-        let error = ForeignSet::open_file(store, file.0, "train").unwrap_err();
-        refused(file.0, error.to_string(), &["expected at most"]);
-        check(target("foreign").unwrap(), &file.1).unwrap();
+    for (files, words) in [
+        (bombs::parquet(), "rows, expected at most"),
+        (bombs::schemas(), "unreadable footer: a "),
+    ] {
+        for file in files {
+            written(&dir, &file);
+            let store = Store::open(dir.path().to_str().unwrap()).unwrap();
+            let error = ForeignSet::open_file(store, file.0, "train").unwrap_err();
+            refused(file.0, error.to_string(), &[words, "expected at most"]);
+            check(target("foreign").unwrap(), &file.1).unwrap();
+        }
     }
     for file in bombs::pth() {
         let error = import(&written(&dir, &file), &ImportOptions::default()).unwrap_err();

@@ -145,6 +145,17 @@ fn take(window: &Window, expected: &[u64]) {
     window.recycle(contents.batch);
 }
 
+/// Two threads fill the batches of an epoch, which are taken in order.
+fn two_fill(batch_size: u64, batches: &[&[u64]]) {
+    let window = window(batches.len() as u64, batch_size);
+    let threads = [fill(&window), fill(&window)];
+    for samples in batches {
+        take(&window, samples);
+    }
+    window.stop(None);
+    join(threads);
+}
+
 /// One group in memory at a time, of an epoch of so many.
 fn read_ahead(n_groups: u64) -> Arc<ReadAhead> {
     let start = LoaderState::default();
@@ -160,19 +171,10 @@ fn read(ahead: &Arc<ReadAhead>) -> JoinHandle<()> {
 
 pub fn models() {
     check("loader: 2 threads fill 2 batches, room for one", 3, || {
-        let window = window(2, 1);
-        let threads = [fill(&window), fill(&window)];
-        take(&window, &[0]);
-        take(&window, &[1]);
-        window.stop(None);
-        join(threads);
+        two_fill(1, &[&[0], &[1]]);
     });
     check("loader: 2 threads fill a batch of 2", 3, || {
-        let window = window(1, 2);
-        let threads = [fill(&window), fill(&window)];
-        take(&window, &[0, 1]);
-        window.stop(None);
-        join(threads);
+        two_fill(2, &[&[0, 1]]);
     });
     check("loader: stopped while one fills and one takes", 3, || {
         let window = window(2, 1);

@@ -39,7 +39,10 @@ for picture in "$bombs"/pictures/*; do
     done
 done
 for file in "$bombs"/parquet/*; do
-    try "Parquet $(basename "$file")" 'expected at most' inspect "$file"
+    try "Parquet $(basename "$file")" 'rows, expected at most' inspect "$file"
+done
+for file in "$bombs"/schemas/*; do
+    try "Parquet $(basename "$file")" 'a group of .* expected at most|a schema of .* expected at most' inspect "$file"
 done
 for file in "$bombs"/pth/*; do
     try "weights $(basename "$file")" 'more than 4 times' import "$file" "$WORK/imported"

@@ -110,25 +110,28 @@ struct Count {
     n_survived: u64,
 }
 
-/// Stands for the jobs of a fault that none has met yet.
-const NO_JOB: &str = "";
-
 /// What came of all faults.
 #[derive(Debug, Default)]
-pub struct Tally(BTreeMap<(&'static str, &'static str), Count>);
+pub struct Tally {
+    /// All kinds that were to be met.
+    kinds: Vec<&'static str>,
+    /// By kind and job.
+    met: BTreeMap<(&'static str, &'static str), Count>,
+}
 
 impl Tally {
     /// Faults that were met.
     pub fn n(&self) -> u64 {
-        self.0.values().map(|count| count.n).sum()
+        self.met.values().map(|count| count.n).sum()
     }
 
     /// Rows for the table of `make reliability`, one a kind of fault.
     pub fn rows(&self) -> Vec<String> {
-        let mut rows: BTreeMap<&str, (Vec<&str>, Count)> = BTreeMap::new();
-        for (&(fault, job), count) in &self.0 {
+        let kinds = self.kinds.iter().map(|kind| (*kind, Default::default()));
+        let mut rows: BTreeMap<&str, (Vec<&str>, Count)> = kinds.collect();
+        for (&(fault, job), count) in &self.met {
             let (jobs, sum) = rows.entry(fault).or_default();
-            jobs.extend((job != NO_JOB).then_some(job));
+            jobs.push(job);
             sum.n += count.n;
             sum.n_survived += count.n_survived;
         }
@@ -221,9 +224,7 @@ impl<'a> Faults<'a> {
         let is_chosen = |job: &&Job| only.is_empty() || only.contains(&job.name);
         if only.is_empty() {
             let names = FAULTS.iter().map(|fault| fault.name);
-            for name in names.chain(JUMPS.map(|(name, _)| name)) {
-                tally.0.entry((name, NO_JOB)).or_default(); // a row that fails if it stays at that
-            }
+            tally.kinds = names.chain(JUMPS.map(|(name, _)| name)).collect();
         }
         for job in jobs.iter().filter(is_chosen) {
             let (expected, n_calls) = self.undisturbed(job)?;
@@ -287,7 +288,7 @@ impl<'a> Faults<'a> {
                 .strike(job, fault, nth, &out, expected)
                 .with_context(|| format!("call {nth} of {n_calls}"));
             let _ = fs::remove_dir_all(&out); // what reads alone makes none
-            let (count, sum) = (count?, tally.0.entry((fault.name, job.name)).or_default());
+            let (count, sum) = (count?, tally.met.entry((fault.name, job.name)).or_default());
             sum.n += count.n;
             sum.n_survived += count.n_survived;
         }
@@ -385,7 +386,7 @@ impl<'a> Faults<'a> {
         );
         if log.contains("hit clock") {
             Outcome::of(&out)?.expect(expected)?;
-            let count = tally.0.entry((name, job.name)).or_default();
+            let count = tally.met.entry((name, job.name)).or_default();
             *count = Count {
                 n: count.n + 1,
                 n_survived: count.n_survived + 1,

@@ -32,6 +32,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
         for (kind, files) in [
             ("pictures", bombs::pictures()),
             ("parquet", bombs::parquet()),
+            ("schemas", bombs::schemas()),
             ("pth", bombs::pth()),
             ("videos", bombs::videos()),
             ("tars", bombs::tars()),
